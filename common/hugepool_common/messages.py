@@ -1,0 +1,474 @@
+"""The control protocol: one frozen class per message, numbered, request and reply on one stem.
+
+==========  ==========================================================
+1 to 99     requests, client to coordinator
+100         Failed, the reply to any request that could not be done
+101 to 199  replies: the request's number + 100
+201 to 299  notices, coordinator to client, without a reply
+==========  ==========================================================
+
+The number travels in the field ``m``. Numbers are never used again once retired.
+Reserved for later: 6 Publish, 15 CrewReady, 17 Heartbeat, 18 SetQuota,
+19 Snapshot, 20 Restore.
+
+A notice that belongs to a request (CreateProgress) carries the request's
+correlation id; the others carry 0. Times are CLOCK_MONOTONIC nanoseconds, which
+all processes of one machine share.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from hugepool_common.errors import ERROR_KINDS, ErrorCode, HugepoolError, IndexOutOfRangeError
+from hugepool_common.spec import ArraySpec, HugePages, PageReport, PageSize, Segment
+
+MAX_PARTS = 128
+"""Most parts of one job: its timings must fit one frame."""
+
+PAGE_OF_LIST = 32
+"""Arrays in one Listed reply; the rest is asked for with ``after``."""
+
+View = Literal["shared", "heap", "private"]
+"""How a worker sees an operand: the shared mapping, a private heap copy, or a MAP_PRIVATE mapping."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="m"):
+    """Base of everything on the wire."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """One report of a run: what a worker, or a user's ``timed`` block, did and how long it took.
+
+    Parameters
+    ----------
+    label
+        The kernel, or the user's own name of the step.
+    implementation
+        Which code ran, such as ``numba`` or ``numpy``.
+    worker
+        Number of the worker; 0 for a report that belongs to none.
+    pid
+        Process that ran.
+    part, row_start, row_stop
+        The row partition.
+    elements, nnz
+        Elements gathered or rows written; matrix entries used.
+    started_ns, wall_ns, cpu_ns
+        Start and duration of the kernel alone, and the thread's CPU time in it.
+    nbytes
+        Payload bytes that the kernel had to read and write.
+    mapped_bytes, huge_bytes
+        Bytes of the shared operands that this process maps, and those of them
+        mapped by huge pages.
+    tlb_misses
+        dTLB read misses, or None with the reason in `tlb_note`.
+    """
+
+    label: str
+    implementation: str = ""
+    worker: int = 0
+    pid: int = 0
+    part: int = 0
+    row_start: int = 0
+    row_stop: int = 0
+    elements: int = 0
+    nnz: int = 0
+    started_ns: int = 0
+    wall_ns: int = 0
+    cpu_ns: int = 0
+    nbytes: int = 0
+    mapped_bytes: int = 0
+    huge_bytes: int = 0
+    tlb_misses: int | None = None
+    tlb_note: str = ""
+
+
+class ArrayInfo(msgspec.Struct, frozen=True):
+    """What the coordinator knows of a named object."""
+
+    spec: ArraySpec
+    segment: Segment
+    pages: PageReport
+    """As the creator proved it; an attacher proves its own mapping."""
+    sealed: bool
+    creator_pid: int
+    creator_uid: int
+    created_ns: int
+    readers: int
+    """Leases held on it now."""
+
+
+class Operand(msgspec.Struct, frozen=True):
+    """A named array in a role of a kernel, such as ``x``, ``idx``, ``A`` or ``out``."""
+
+    role: str
+    name: str
+    writable: bool = False
+    view: View = "shared"
+
+
+class PartOperand(msgspec.Struct, frozen=True):
+    """An operand as a worker receives it, ready to map."""
+
+    role: str
+    spec: ArraySpec
+    segment: Segment
+    writable: bool
+    view: View
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """A registered worker."""
+
+    worker: int
+    pid: int
+    cpus: tuple[int, ...]
+    busy: bool
+    parts_done: int
+
+
+# Requests ---------------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """Open a session. First message of every client."""
+
+    client: str
+    version: str
+
+
+class CreateArray(Message, tag=2):
+    """Make a segment for an array or matrix; writable by its creator until sealed."""
+
+    spec: ArraySpec
+    huge_pages: HugePages = "try"
+    page_size: PageSize = "auto"
+    backing: str = ""
+    """Exactly this rung, or fail; empty walks the ladder."""
+
+
+class Attach(Message, tag=3):
+    """Take a lease on a named array."""
+
+    name: str
+    readonly: bool = True
+
+
+class Detach(Message, tag=4):
+    """Give a lease back."""
+
+    lease: int
+
+
+class Seal(Message, tag=5):
+    """Make an array immutable. Refused while anybody maps it writable."""
+
+    name: str
+
+
+class Destroy(Message, tag=7):
+    """Remove the name; pages go when the last mapping goes."""
+
+    name: str
+
+
+class List(Message, tag=8):
+    """Names in order, a page at a time."""
+
+    after: str = ""
+
+
+class Describe(Message, tag=9):
+    """Everything known of one array."""
+
+    name: str
+
+
+class Stats(Message, tag=10):
+    """Totals, workers, jobs."""
+
+
+class RegisterWorker(Message, tag=11):
+    """Offer this client's process for parts of jobs."""
+
+    cpus: tuple[int, ...] = ()
+
+
+class SubmitJob(Message, tag=12):
+    """Run a kernel over row partitions on workers; answered when all parts are done."""
+
+    kernel: str
+    operands: tuple[Operand, ...]
+    rows: tuple[int, ...]
+    """Partition bounds: part k is ``[rows[k], rows[k+1])``; begins with 0, never falls."""
+    implementation: str = "auto"
+
+
+class PartDone(Message, tag=13):
+    """A worker's report of one part."""
+
+    job: int
+    part: int
+    epoch: int
+    timing: Timing
+
+
+class PartFailed(Message, tag=14):
+    """A worker could not do its part; the job fails with this error."""
+
+    job: int
+    part: int
+    epoch: int
+    error: Failed
+
+
+class ReportTiming(Message, tag=16):
+    """A user's own timing."""
+
+    timing: Timing
+
+
+class Shutdown(Message, tag=21):
+    """Drain and end the coordinator. Same uid, or root, only."""
+
+
+class Goodbye(Message, tag=22):
+    """Close the session and everything that it held."""
+
+
+class Cancel(Message, tag=23):
+    """Give up an own CreateArray or SubmitJob under way, by its correlation id."""
+
+    request: int
+
+
+# Replies ----------------------------------------------------------------------
+
+
+class Failed(Message, tag=100):
+    """The error of a request, with its facts."""
+
+    code: int
+    message: str
+    needed: str = ""
+    had: str = ""
+    where: str = ""
+    remedy: str = ""
+    position: int = -1
+
+    TEXT_LIMIT: ClassVar[int] = 2000
+
+    @classmethod
+    def from_error(cls, error: BaseException) -> Failed:
+        """Describe an error for the wire; one that is not ours becomes INTERNAL."""
+        if not isinstance(error, HugepoolError):
+            return cls(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"[: cls.TEXT_LIMIT])
+        return cls(
+            error.code,
+            error.message[: cls.TEXT_LIMIT],
+            error.needed[: cls.TEXT_LIMIT],
+            error.had[: cls.TEXT_LIMIT],
+            error.where[: cls.TEXT_LIMIT],
+            error.remedy[: cls.TEXT_LIMIT],
+            getattr(error, "position", -1),
+        )
+
+    def to_error(self) -> HugepoolError:
+        """The error to raise on the side that asked."""
+        kind: type[HugepoolError] = HugepoolError
+        if self.code in ErrorCode._value2member_map_:
+            kind = ERROR_KINDS[ErrorCode(self.code)]
+        error = kind(
+            self.message, needed=self.needed, had=self.had, where=self.where, remedy=self.remedy
+        )
+        if isinstance(error, IndexOutOfRangeError):
+            error.position = self.position
+        return error
+
+
+class Welcome(Message, tag=101):
+    """The session is open."""
+
+    session: int
+    version: str
+    instance: str
+    pid: int
+
+
+class ArrayCreated(Message, tag=102):
+    """The segment is made, proved and published; the creator holds `lease`."""
+
+    lease: int
+    array: ArrayInfo
+
+
+class Attached(Message, tag=103):
+    """A lease and what to map."""
+
+    lease: int
+    array: ArrayInfo
+
+
+class Detached(Message, tag=104):
+    """The lease is gone."""
+
+
+class Sealed(Message, tag=105):
+    """The array is immutable from here on."""
+
+    array: ArrayInfo
+
+
+class Destroyed(Message, tag=107):
+    """The name is free."""
+
+
+class Listed(Message, tag=108):
+    """One page of arrays; ``more`` says that names follow the last one here."""
+
+    arrays: tuple[ArrayInfo, ...]
+    more: bool
+
+
+class Described(Message, tag=109):
+    """One array and the processes that hold leases on it."""
+
+    array: ArrayInfo
+    reader_pids: tuple[int, ...]
+
+
+class Counted(Message, tag=110):
+    """Totals of the coordinator."""
+
+    instance: str
+    pid: int
+    version: str
+    uptime_ns: int
+    sessions: int
+    arrays: int
+    nbytes: int
+    length: int
+    huge_bytes: int
+    jobs_running: int
+    jobs_done: int
+    jobs_failed: int
+    workers: tuple[WorkerInfo, ...]
+    timings: tuple[Timing, ...]
+    """The newest reports, oldest first."""
+
+
+class WorkerRegistered(Message, tag=111):
+    """The process is a worker now."""
+
+    worker: int
+
+
+class JobDone(Message, tag=112):
+    """All parts are done; their timings in order of parts."""
+
+    job: int
+    timings: tuple[Timing, ...]
+    wall_ns: int
+    """From the first part sent to the last report received."""
+
+
+class PartAccepted(Message, tag=113):
+    """A part's report was taken, or refused because its epoch is over."""
+
+    stale: bool
+
+
+class TimingReported(Message, tag=116):
+    """Noted."""
+
+
+class ShuttingDown(Message, tag=121):
+    """The coordinator drains and ends."""
+
+
+class GoodbyeSaid(Message, tag=122):
+    """The session is closed."""
+
+
+class Cancelled(Message, tag=123):
+    """The request was being worked on and will fail with CANCELLED, or was over already."""
+
+    found: bool
+
+
+# Notices ----------------------------------------------------------------------
+
+
+class CreateProgress(Message, tag=201):
+    """How far the pages of an array under way are."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class RunPart(Message, tag=202):
+    """Do one part of a job."""
+
+    job: int
+    part: int
+    epoch: int
+    kernel: str
+    implementation: str
+    operands: tuple[PartOperand, ...]
+    row_start: int
+    row_stop: int
+
+
+class DropSegment(Message, tag=203):
+    """Unmap a segment that was destroyed; a worker keeps operands mapped between jobs."""
+
+    segment_id: int
+
+
+class CoordinatorStopping(Message, tag=204):
+    """The coordinator ends; workers end with it."""
+
+
+Request = (
+    Hello
+    | CreateArray
+    | Attach
+    | Detach
+    | Seal
+    | Destroy
+    | List
+    | Describe
+    | Stats
+    | RegisterWorker
+    | SubmitJob
+    | PartDone
+    | PartFailed
+    | ReportTiming
+    | Shutdown
+    | Goodbye
+    | Cancel
+)
+Reply = (
+    Failed
+    | Welcome
+    | ArrayCreated
+    | Attached
+    | Detached
+    | Sealed
+    | Destroyed
+    | Listed
+    | Described
+    | Counted
+    | WorkerRegistered
+    | JobDone
+    | PartAccepted
+    | TimingReported
+    | ShuttingDown
+    | GoodbyeSaid
+    | Cancelled
+)
+Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping
+FromCoordinator = Reply | Notice

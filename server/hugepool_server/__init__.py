@@ -1,0 +1,1 @@
+"""The coordinator. Private: start it as ``hugepoold`` or ``hugepool serve``."""
