@@ -32,7 +32,7 @@ PAGE_OF_LIST = 32
 """Arrays in one Listed reply; the rest is asked for with ``after``."""
 
 View = Literal["shared", "heap", "private"]
-"""How a worker sees an operand: the shared mapping, a private heap copy, or a MAP_PRIVATE mapping."""
+"""A worker sees an operand in the shared mapping, as a heap copy, or in a MAP_PRIVATE mapping."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="m"):

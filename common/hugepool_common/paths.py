@@ -130,7 +130,9 @@ def open_private_directory(path: str, mode: int = 0o700) -> int:
             f"not a directory of ours: {error.strerror}", where=path, remedy="remove it"
         ) from None
     status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or (not made and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+    if status.st_uid != os.geteuid() or (
+        not made and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
         os.close(fd)
         raise NotPermittedError(
             "the directory is not private to this user",

@@ -79,9 +79,7 @@ def _decode(frames: Sequence[bytes], kind: Any) -> tuple[int, Any]:
     if len(version) != 1 or len(correlation) != _CORRELATION.size:
         raise ProtocolError("the first two frames are 1 and 8 bytes long")
     if version[0] != VERSION:
-        raise ProtocolError(
-            "unknown protocol version", needed=str(VERSION), had=str(version[0])
-        )
+        raise ProtocolError("unknown protocol version", needed=str(VERSION), had=str(version[0]))
     if len(body) > MAX_BODY:
         raise ProtocolError("body too long", needed=f"at most {MAX_BODY}", had=str(len(body)))
     try:

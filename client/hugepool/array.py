@@ -1,0 +1,232 @@
+"""Named shared objects as a client holds them: what all have in common, and SharedArray."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from hugepool.channel import Channel
+from hugepool.lease import Lease
+from hugepool.timings import JobTimings
+from hugepool_common.errors import ArrayBusyError, DetachedError
+from hugepool_common.mapping import Mapping
+from hugepool_common.messages import ArrayInfo, Seal, Sealed
+from hugepool_common.spec import ArraySpec, PageReport
+from hugepool_common.units import format_bytes
+
+
+class SharedObject:
+    """A lease and a mapping of one named object in this process.
+
+    Leaving (:meth:`detach`) and removing the name (``pool.destroy``) are two
+    operations, as ``close`` and ``unlink`` of :mod:`multiprocessing.shared_memory`.
+
+    Attributes
+    ----------
+    timings
+        Reports of the job that last wrote this object through this handle, or None.
+
+    Notes
+    -----
+    Not to be used in a forked child: attach again there. Threads may read the
+    arrays freely; sealing and detaching are for one thread.
+    """
+
+    def __init__(self, channel: Channel, lease: int, info: ArrayInfo, *, writable: bool) -> None:
+        self._channel = channel
+        self._lease = Lease(channel, lease)
+        self._info = info
+        self.timings: JobTimings | None = None
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._mapping: Mapping | None = None
+        try:
+            self._map(writable)
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _map(self, writable: bool) -> None:
+        segment = self._info.segment
+        self._mapping = Mapping.open(segment, writable=writable)
+        self._pages = self._mapping.report(
+            segment.backing, segment.page_size, self._info.pages.reasons
+        )
+        self._arrays = {}
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Name, shape, dtype and layout."""
+        return self._info.spec
+
+    @property
+    def info(self) -> ArrayInfo:
+        """What the coordinator told when this handle was made or sealed."""
+        return self._info
+
+    @property
+    def name(self) -> str:
+        """The name that any process may attach by."""
+        return self.spec.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the elements."""
+        return np.dtype(self.spec.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload in bytes."""
+        return self.spec.nbytes
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the bytes can change no more, as far as this handle knows."""
+        return self._info.sealed
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process maps the segment for writing."""
+        return self._attached().writable
+
+    @property
+    def pages(self) -> PageReport:
+        """How *this process* maps the segment: proved when it was attached."""
+        return self._pages
+
+    def prove(self) -> PageReport:
+        """Look again how this process maps the segment and return the new report."""
+        segment = self._info.segment
+        self._pages = self._attached().report(
+            segment.backing, segment.page_size, self._info.pages.reasons
+        )
+        return self._pages
+
+    def seal(self) -> Self:
+        """Make the object immutable for ever and let others rely on it.
+
+        Our own mapping becomes read-only. The coordinator checks, by a file
+        lease, that nobody maps the segment writable.
+
+        Raises
+        ------
+        ArrayBusyError
+            Writable views of it live in this process (``del`` them first), or
+            another process maps it writable.
+        NotPermittedError
+            The object belongs to another user.
+        """
+        if self.sealed:
+            return self
+        was_writable = self._unmap("seal")
+        try:
+            self._info = self._channel.request(Seal(self.name), Sealed).array
+        except BaseException:
+            self._map(was_writable)
+            raise
+        self._map(False)
+        return self
+
+    def detach(self) -> None:
+        """Unmap, and give the lease back. The name stays.
+
+        Raises
+        ------
+        ArrayBusyError
+            Views of it live in this process; nothing has changed.
+        """
+        if self._mapping is None:
+            return
+        self._unmap("detach")
+        self._lease.release()
+
+    def _unmap(self, verb: str) -> bool:
+        mapping = self._attached()
+        self._arrays.clear()
+        alive = mapping.live_arrays()
+        if alive:
+            raise ArrayBusyError(
+                f"cannot {verb} {self.name!r} while arrays over it are in use",
+                needed="no live view",
+                had=f"{alive} in this process",
+                remedy="del the names bound to .array, its slices and what was made from them",
+            )
+        writable = mapping.writable
+        mapping.close()
+        self._mapping = None
+        return writable
+
+    def _attached(self) -> Mapping:
+        if self._mapping is None:
+            raise DetachedError(
+                f"{self.name!r} is detached", remedy=f"call pool.attach({self.name!r})"
+            )
+        return self._mapping
+
+    def _array(self, role: str) -> np.ndarray[Any, Any]:
+        if role not in self._arrays:
+            part = next(part for part in self.spec.parts if part.role == role)
+            self._arrays[role] = self._attached().array(part)
+        return self._arrays[role]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.detach()
+        else:  # views in the traceback's frames must not hide the error
+            try:
+                self.detach()
+            except ArrayBusyError:
+                pass
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(f"pass the name {self.name!r} and attach it on the far side")
+
+    def __repr__(self) -> str:
+        state = "sealed" if self.sealed else "open"
+        if self._mapping is None:
+            state = "detached"
+        return (
+            f"<{type(self).__name__} {self.name!r} {self._shown()} "
+            f"{format_bytes(self.nbytes)} {state}, {self._pages}>"
+        )
+
+    def _shown(self) -> str:
+        return f"{self.shape} {self.dtype}"
+
+
+class SharedArray(SharedObject):
+    """A dense array in shared memory.
+
+    Made by ``pool.create``, ``pool.attach``, ``pool.put`` and as the result of
+    ``pool.gather`` and ``pool.matvec``.
+    """
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """A plain ``numpy.ndarray`` over the mapping, C order; read-only unless writable here.
+
+        It keeps the mapping alive, also after the handle is gone.
+        """
+        return self._array("array")
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
+    ) -> np.ndarray[Any, Any]:
+        return np.asarray(self.array, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.array)

@@ -1,0 +1,313 @@
+"""One session with a coordinator: requests out, replies and notices in.
+
+A waiting caller watches the coordinator's process as well as its socket, so a
+killed coordinator is an error at once and a slow one (populating 100 GB) has no
+deadline. A channel belongs to the process that opened it: after ``fork`` the
+child's copy refuses to work, because two processes cannot share one session.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import zmq
+
+from hugepool_common import wire
+from hugepool_common._version import __version__
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    DetachedError,
+    InvalidSpecError,
+    ProtocolError,
+    RequestTimeoutError,
+)
+from hugepool_common.messages import (
+    Cancel,
+    Detach,
+    Failed,
+    FromCoordinator,
+    Goodbye,
+    Hello,
+    Message,
+    Notice,
+    Reply,
+    Welcome,
+)
+
+HELLO_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 10.0
+_START_REMEDY = "start one with: hugepool serve"
+
+_R = TypeVar("_R", bound=Message)
+
+
+class Channel:
+    """An open session.
+
+    Parameters
+    ----------
+    address
+        ``ipc://`` and the path of the coordinator's socket.
+    client
+        What this client calls itself in the coordinator's lists.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        Nobody listens there, or nobody answers.
+    InvalidSpecError
+        The address is of no known kind.
+    """
+
+    def __init__(self, address: str, *, client: str = "python") -> None:
+        probe(address)
+        self.address = address
+        self._owner_pid = os.getpid()
+        self._lock = threading.RLock()
+        self._correlation = 0
+        self._notices: deque[Notice] = deque()
+        self._abandoned_leases: deque[int] = deque()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
+        self._socket.connect(address)
+        self._coordinator_fd = -1
+        self._closed = False
+        try:
+            self.welcome = self.request(
+                Hello(client, __version__), Welcome, timeout_s=HELLO_TIMEOUT_S
+            )
+        except BaseException:
+            self.close(goodbye=False)
+            raise
+        try:
+            self._coordinator_fd = os.pidfd_open(self.welcome.pid)
+        except OSError:
+            pass  # in another pid namespace: its death shows as silence only
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def request(
+        self,
+        message: Message,
+        reply: type[_R],
+        *,
+        timeout_s: float | None = None,
+        on_notice: Callable[[Message], None] | None = None,
+    ) -> _R:
+        """Send a request and wait for its reply.
+
+        Parameters
+        ----------
+        message
+            The request.
+        reply
+            Class of the reply that a success gives.
+        timeout_s
+            Seconds to wait; None waits as long as the coordinator lives.
+        on_notice
+            Called with each notice that belongs to this request.
+
+        Raises
+        ------
+        HugepoolError
+            The error that the coordinator answered with.
+        CoordinatorUnreachableError
+            The coordinator ended.
+        RequestTimeoutError
+            No reply in time.
+        DetachedError
+            The channel is closed, or this is a forked child.
+        """
+        with self._lock:
+            self._check_usable()
+            self._release_abandoned()
+            correlation = self._send(message)
+            try:
+                answer = self._wait(correlation, timeout_s, on_notice)
+            except KeyboardInterrupt:
+                self._send(Cancel(correlation))
+                try:
+                    self._wait(correlation, CANCEL_TIMEOUT_S, None)
+                except (CoordinatorUnreachableError, RequestTimeoutError):
+                    pass
+                raise
+        if isinstance(answer, Failed):
+            raise answer.to_error()
+        if not isinstance(answer, reply):
+            raise ProtocolError(
+                f"unexpected reply {type(answer).__name__} to {type(message).__name__}"
+            )
+        return answer
+
+    def post(self, message: Message) -> None:
+        """Send a request whose reply nobody waits for."""
+        with self._lock:
+            self._check_usable()
+            self._send(message)
+
+    def abandon(self, lease: int) -> None:
+        """Give a lease back at the next request.
+
+        For garbage collection, which may run inside any call of this very
+        channel: it must not send.
+        """
+        self._abandoned_leases.append(lease)
+
+    def next_notice(
+        self, timeout_s: float | None, *, watch: list[int] | None = None
+    ) -> Notice | None:
+        """Wait for a notice of no request: a worker's work.
+
+        Parameters
+        ----------
+        timeout_s
+            Seconds to wait; None without end.
+        watch
+            Further descriptors that end the wait when they become readable.
+
+        Returns
+        -------
+        Notice or None
+            None when the time is over or a watched descriptor is readable.
+
+        Raises
+        ------
+        CoordinatorUnreachableError
+            The coordinator ended.
+        """
+        with self._lock:
+            self._check_usable()
+            if self._notices:
+                return self._notices.popleft()
+            received = self._receive(_deadline(timeout_s), watch or [])
+            if received is not None and received[0] == 0:
+                return received[1]  # type: ignore[return-value]
+            return None
+
+    def close(self, *, goodbye: bool = True) -> None:
+        """End the session. The arrays that are attached stay mapped until let go."""
+        if self._closed:
+            return
+        if os.getpid() != self._owner_pid:
+            self._closed = True  # the parent's session is not ours to end
+            return
+        if goodbye:
+            try:
+                with self._lock:
+                    correlation = self._send(Goodbye())
+                    self._wait(correlation, 2.0, None)
+            except (CoordinatorUnreachableError, RequestTimeoutError):
+                pass
+        self._closed = True
+        self._socket.close(linger=0)
+        self._context.term()
+        if self._coordinator_fd >= 0:
+            os.close(self._coordinator_fd)
+            self._coordinator_fd = -1
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise DetachedError("the pool is closed", remedy="call hugepool.connect() again")
+        if os.getpid() != self._owner_pid:
+            raise DetachedError(
+                "this pool belongs to the parent process",
+                remedy="call hugepool.connect(pool.address) in the child",
+            )
+
+    def _release_abandoned(self) -> None:
+        while self._abandoned_leases:
+            self._send(Detach(self._abandoned_leases.popleft()))
+
+    def _send(self, message: Message) -> int:
+        self._correlation += 1
+        self._socket.send_multipart(wire.encode(self._correlation, message))
+        return self._correlation
+
+    def _wait(
+        self,
+        correlation: int,
+        timeout_s: float | None,
+        on_notice: Callable[[Message], None] | None,
+    ) -> Reply:
+        deadline = _deadline(timeout_s)
+        while True:
+            received = self._receive(deadline, [])
+            if received is None:
+                raise RequestTimeoutError(
+                    "the coordinator did not answer",
+                    needed=f"a reply within {timeout_s} s",
+                    where=self.address,
+                )
+            number, message = received
+            if isinstance(message, Notice):
+                if number == 0:
+                    self._notices.append(message)
+                elif number == correlation and on_notice is not None:
+                    on_notice(message)
+            elif number == correlation:
+                return message
+            # else: the late reply of a request that was given up
+
+    def _receive(
+        self, deadline: float | None, watch: list[int]
+    ) -> tuple[int, FromCoordinator] | None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        for fd in watch:
+            poller.register(fd, zmq.POLLIN)
+        if self._coordinator_fd >= 0:
+            poller.register(self._coordinator_fd, zmq.POLLIN)
+        left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+        ready = dict(poller.poll(left_ms))
+        # Replies first: a coordinator that stops says so before it ends.
+        if self._socket in ready:
+            return wire.decode_from_coordinator(self._socket.recv_multipart())
+        if self._coordinator_fd in ready:
+            raise CoordinatorUnreachableError(
+                "the coordinator ended", where=self.address, remedy=_START_REMEDY
+            )
+        return None
+
+
+def probe(address: str) -> None:
+    """Check that somebody listens at an address: ZeroMQ itself would wait for ever.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        Nobody does, or this user may not connect.
+    InvalidSpecError
+        The address is not ``ipc://PATH``.
+    """
+    scheme, _, path = address.partition("://")
+    if scheme != "ipc" or not path:
+        raise InvalidSpecError(
+            f"{address!r} is not the address of a coordinator", needed="ipc://PATH"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
+        attempt.settimeout(2.0)
+        try:
+            attempt.connect(path)
+        except OSError as error:
+            raise CoordinatorUnreachableError(
+                f"no coordinator answers: {error.strerror or error}",
+                where=address,
+                remedy=_START_REMEDY
+                if not isinstance(error, PermissionError)
+                else "join the coordinator's group, or run as its user",
+            ) from None
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s

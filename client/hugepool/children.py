@@ -1,0 +1,117 @@
+"""Child processes of a client: a private coordinator, and workers.
+
+They are new interpreters, never forks: a fork would share this process's
+sockets and locks. Each watches the pid of its parent and ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from hugepool_common.errors import CoordinatorUnreachableError
+from hugepool_common.paths import RUNTIME_VARIABLE
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class EmbeddedCoordinator:
+    """A coordinator of this process alone, in a runtime directory of its own.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        It did not start; the message carries what it said.
+    """
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_RUNTIME_DIR")
+        self._directory = tempfile.mkdtemp(
+            prefix="hugepool-", dir=base if base and os.access(base, os.W_OK) else None
+        )
+        # Its messages go to a file, not to the user's terminal nor to a pipe that nobody drains.
+        log_path = os.path.join(self._directory, "log")
+        ready_reader, ready_writer = os.pipe()
+        try:
+            with open(log_path, "wb") as log:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "hugepool_server"),
+                        *("--runtime-dir", os.path.join(self._directory, "run")),
+                        *("--parent", str(os.getpid())),
+                        *("--ready-fd", str(ready_writer)),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[ready_writer],
+                    start_new_session=True,  # Ctrl-C is for us to handle, then to pass on
+                )
+        finally:
+            os.close(ready_writer)
+        self.address = self._wait_ready(ready_reader, log_path)
+
+    def _wait_ready(self, reader: int, log_path: str) -> str:
+        with open(reader, "rb") as ready:
+            line = b""
+            if select.select([ready], [], [], START_TIMEOUT_S)[0]:
+                line = ready.readline()
+        if line.endswith(b"\n"):
+            return line.decode().strip()
+        self._process.kill()
+        self._process.wait()
+        with open(log_path, encoding="utf-8", errors="replace") as log:
+            said = log.read().strip()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        raise CoordinatorUnreachableError(
+            "the private coordinator did not start", had=said[-1000:] or "no message"
+        )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the coordinator."""
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Ask it to end, wait, and remove its directory."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start one worker process for the coordinator at `address`, pinned to `cpus` if given."""
+    command = [sys.executable, "-m", "hugepool.worker", "--address", address]
+    command += ["--parent", str(os.getpid())]
+    if cpus:
+        command += ["--cpus", ",".join(map(str, cpus))]
+    # The crew splits the work; a kernel's library must not start threads of its own.
+    environment = dict.fromkeys(_ONE_THREAD, "1") | dict(os.environ)
+    environment.pop(RUNTIME_VARIABLE, None)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
+
+
+def stop_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End children by their own pids: SIGTERM, then SIGKILL for what stays."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,109 @@
+"""Finding a coordinator: the address given, a local service, or a private child."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import get_args
+
+from hugepool.channel import Channel, probe
+from hugepool.children import EmbeddedCoordinator
+from hugepool.pool import Pool
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    InvalidSpecError,
+    UnsupportedPlatformError,
+)
+from hugepool_common.paths import ADDRESS_VARIABLE, default_addresses
+from hugepool_common.spec import HugePages, PageSize
+
+EMBEDDED = "embedded"
+"""The address that always starts a private coordinator."""
+
+
+def connect(
+    address: str | None = None,
+    *,
+    huge_pages: HugePages = "try",
+    page_size: PageSize = "auto",
+) -> Pool:
+    """Open a session with a coordinator.
+
+    Parameters
+    ----------
+    address
+        ``ipc://PATH`` of a running one, or ``"embedded"`` for a private one. Default:
+        ``$HUGEPOOL_ADDRESS``, else the local service's socket if somebody listens
+        there, else a private coordinator, a child process that ends with this one.
+    huge_pages
+        ``try`` (fall to 4 KiB pages and say why), ``on`` (fail instead) or ``off``.
+    page_size
+        ``auto``, ``4K``, ``2M`` or ``1G``.
+
+    Returns
+    -------
+    Pool
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        Nobody answers at the address.
+    InvalidSpecError
+        An argument has no such value.
+    UnsupportedPlatformError
+        This is not Linux.
+    """
+    if sys.platform != "linux":
+        raise UnsupportedPlatformError(
+            "hugepool needs Linux: huge pages, memfds and pidfds are its kernel's", had=sys.platform
+        )
+    for option, value, choices in (
+        ("huge_pages", huge_pages, get_args(HugePages)),
+        ("page_size", page_size, get_args(PageSize)),
+    ):
+        if value not in choices:
+            raise InvalidSpecError(
+                f"{option}={value!r} is not a choice", needed=" or ".join(choices)
+            )
+    address = address or os.environ.get(ADDRESS_VARIABLE) or _local_service()
+    coordinator = EmbeddedCoordinator() if address in (None, EMBEDDED) else None
+    if coordinator is not None:
+        address = coordinator.address
+    assert address is not None
+    try:
+        channel = Channel(address)
+    except BaseException:
+        if coordinator is not None:
+            coordinator.stop()
+        raise
+    return Pool(channel, coordinator=coordinator, huge_pages=huge_pages, page_size=page_size)
+
+
+def local_address(address: str | None) -> str:
+    """Address of a running coordinator: the given one, ``$HUGEPOOL_ADDRESS``, or a local service.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        There is none.
+    """
+    found = address or os.environ.get(ADDRESS_VARIABLE) or _local_service()
+    if found is None:
+        raise CoordinatorUnreachableError(
+            "no coordinator runs here",
+            where=" or ".join(default_addresses()),
+            remedy="start one with: hugepool serve",
+        )
+    probe(found)
+    return found
+
+
+def _local_service() -> str | None:
+    """Address of a local coordinator that accepts connections of this user."""
+    for address in default_addresses():
+        try:
+            probe(address)
+        except CoordinatorUnreachableError:
+            continue
+        return address
+    return None

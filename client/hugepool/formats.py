@@ -1,0 +1,153 @@
+"""Files into shared memory: ``.npy`` straight into the mapping, matrices as checked arrays."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hugepool.matrix import CsrSource, import_sparse
+from hugepool_common.errors import HugepoolError, InvalidMatrixError, InvalidSpecError
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_CHUNK_BYTES = 64 << 20
+_MATRIX_ENDINGS = (".mtx", ".mtx.gz", ".mtx.bz2", ".npz")
+
+
+def is_matrix_file(path: str) -> bool:
+    """Whether the file's name says that it holds a sparse matrix."""
+    return path.lower().endswith(_MATRIX_ENDINGS)
+
+
+class NpyFile:
+    """An open ``.npy`` file whose header was read; its data not yet.
+
+    Raises
+    ------
+    InvalidSpecError
+        No ``.npy`` file, Fortran order of more than one axis, or shorter than its header says.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115  closed by __exit__
+        try:
+            self.shape, self.dtype = self._read_header(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_header(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        try:
+            version = np.lib.format.read_magic(self._file)
+            reader = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran, dtype = reader(self._file)
+        except (ValueError, KeyError) as error:
+            raise InvalidSpecError(f"not a .npy file: {error}", where=path) from None
+        if fortran and len(shape) > 1:
+            raise InvalidSpecError(
+                "the file holds a Fortran-ordered array",
+                where=path,
+                remedy="save numpy.ascontiguousarray(array)",
+            )
+        needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        had = os.fstat(self._file.fileno()).st_size - self._file.tell()
+        if had < needed:
+            raise InvalidSpecError(
+                "the file is cut short",
+                needed=f"{needed} bytes of data",
+                had=f"{had}",
+                where=path,
+            )
+        return shape, dtype
+
+    def read_into(self, array: np.ndarray[Any, Any], progress: Progress | None = None) -> None:
+        """Fill a C-ordered array of this shape and dtype, a chunk at a time."""
+        flat: Any = array.reshape(-1).view(np.uint8)
+        target = memoryview(flat)
+        done = 0
+        while done < len(target):
+            count = self._file.readinto(  # type: ignore[attr-defined]
+                target[done : done + _CHUNK_BYTES]
+            )
+            if not count:
+                raise InvalidSpecError("the file became shorter while it was read")
+            done += count
+            if progress is not None:
+                progress(done, len(target))
+
+    def __enter__(self) -> NpyFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_matrix(path: str) -> CsrSource:
+    """Read ``.mtx``, ``.mtx.gz``, ``.mtx.bz2`` or SciPy's ``.npz`` as checked CSR.
+
+    A Matrix Market *pattern* becomes ones in float64; symmetric storage is expanded.
+
+    Raises
+    ------
+    InvalidMatrixError
+        The file holds no matrix, or a contradictory one.
+    MissingExtraError
+        ``.mtx`` needs SciPy.
+    """
+    os.stat(path)  # FileNotFoundError as everywhere in Python
+    try:
+        if path.lower().endswith(".npz"):
+            return _read_npz(path)
+        import_sparse("reading Matrix Market files")
+        from scipy.io import mmread
+
+        return csr_source(mmread(path, spmatrix=False))
+    except HugepoolError:
+        raise
+    except (ValueError, TypeError, OSError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+        raise InvalidMatrixError(f"no matrix can be read: {error}", where=path) from None
+
+
+def _read_npz(path: str) -> CsrSource:
+    with np.load(path, allow_pickle=False) as archive:
+        missing = {"indptr", "indices", "data", "shape"} - set(archive.files)
+        if not missing:
+            kind = archive["format"].item() if "format" in archive.files else b"csr"
+            if kind in (b"csr", "csr"):
+                rows, columns = (int(extent) for extent in archive["shape"])
+                return CsrSource.checked(
+                    archive["indptr"], archive["indices"], archive["data"], (rows, columns)
+                )
+    # another sparse format, which SciPy knows how to turn into CSR
+    return csr_source(import_sparse("reading this .npz file").load_npz(path))
+
+
+def csr_source(matrix: Any) -> CsrSource:
+    """Checked CSR arrays of a SciPy sparse matrix or array of any format, or of a 2-D ndarray.
+
+    Raises
+    ------
+    InvalidMatrixError
+        It is no matrix, or its structure contradicts itself.
+    """
+    if isinstance(matrix, np.ndarray):
+        matrix = import_sparse("a dense matrix file").csr_array(matrix)
+    if not hasattr(matrix, "tocsr"):
+        raise InvalidMatrixError(
+            f"{type(matrix).__name__} is no sparse matrix", needed="a scipy.sparse matrix or array"
+        )
+    csr = matrix.tocsr() if matrix.format != "csr" else matrix
+    return CsrSource.checked(csr.indptr, csr.indices, csr.data, csr.shape)
+
+
+def is_sparse(value: object) -> bool:
+    """Whether a value is a SciPy sparse matrix or array, told without importing SciPy."""
+    return hasattr(value, "tocsr") and hasattr(value, "nnz")

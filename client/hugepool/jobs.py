@@ -1,0 +1,139 @@
+"""Jobs: kernels run over row partitions by worker processes, some of them our own children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+from hugepool.array import SharedObject
+from hugepool.channel import Channel
+from hugepool.children import start_worker, stop_processes
+from hugepool.timings import JobTimings
+from hugepool_common.errors import InvalidSpecError, NoWorkersError
+from hugepool_common.messages import Counted, JobDone, Operand, Stats, SubmitJob, View
+
+WORKER_START_TIMEOUT_S = 120.0
+_POLL_S = 0.02
+
+
+class JobRunner:
+    """Submits jobs, and starts the workers that they lack.
+
+    Parameters
+    ----------
+    channel
+        The client's session.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def run(
+        self,
+        kernel: str,
+        operands: Mapping[str, SharedObject | str],
+        rows: Sequence[int],
+        *,
+        implementation: str = "auto",
+        writes: Collection[str] = ("out",),
+        views: Mapping[str, View] | None = None,
+    ) -> JobTimings:
+        """Run a kernel once over the partition `rows` and wait for its timings.
+
+        Parameters
+        ----------
+        kernel, implementation
+            As :func:`hugepool.kernels.resolve` knows them.
+        operands
+            Role to handle or name.
+        rows
+            Partition bounds: part ``k`` is ``[rows[k], rows[k + 1])`` and goes to a worker
+            of its own as long as there are idle ones.
+        writes
+            Roles that the kernel writes.
+        views
+            Role to ``shared`` (default), ``heap`` or ``private``.
+
+        Raises
+        ------
+        NoWorkersError
+            No worker is registered, or the last one died.
+        JobFailedError, IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
+            What a worker's kernel refused.
+        """
+        views = views or {}
+        described = tuple(
+            Operand(role, _name(operand), role in writes, views.get(role, "shared"))
+            for role, operand in operands.items()
+        )
+        bounds = tuple(int(bound) for bound in rows)
+        job = SubmitJob(kernel, described, bounds, implementation)
+        return JobTimings.of(self._channel.request(job, JobDone))
+
+    def worker_count(self, wanted: int | None) -> int:
+        """Make sure that `wanted` workers are registered, or any at all; say how many to use.
+
+        With None: all that are registered, else one per CPU of this process is started.
+
+        Raises
+        ------
+        InvalidSpecError
+            `wanted` is not positive.
+        NoWorkersError
+            They could not be started.
+        """
+        if wanted is not None and (type(wanted) is not int or wanted < 1):
+            raise InvalidSpecError("workers must be a positive int", had=repr(wanted))
+        registered = self._registered()
+        if wanted is None:
+            wanted = registered or len(os.sched_getaffinity(0))
+        if registered < wanted:
+            self.start(wanted - registered)
+        return wanted
+
+    def start(self, count: int, cpus: Sequence[int] | None = None) -> None:
+        """Start worker children of this process and wait until they are registered.
+
+        Parameters
+        ----------
+        count
+            How many more.
+        cpus
+            Pin worker ``k`` to ``cpus[k % len(cpus)]``; None leaves them to the kernel.
+
+        Raises
+        ------
+        NoWorkersError
+            One ended, or took longer than two minutes to start.
+        """
+        wanted = self._registered() + count
+        for number in range(count):
+            pinned = () if not cpus else (cpus[number % len(cpus)],)
+            self._children.append(start_worker(self._channel.address, cpus=pinned))
+        deadline = time.monotonic() + WORKER_START_TIMEOUT_S
+        while (registered := self._registered()) < wanted:
+            ended = [child for child in self._children[-count:] if child.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise NoWorkersError(
+                    "a worker process did not start",
+                    needed=f"{wanted} registered",
+                    had=f"{registered}"
+                    + (f", one ended with status {ended[0].returncode}" if ended else ""),
+                    remedy="look at its message on stderr",
+                )
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End the workers that this process started."""
+        stop_processes(self._children)
+        self._children.clear()
+
+    def _registered(self) -> int:
+        return len(self._channel.request(Stats(), Counted).workers)
+
+
+def _name(operand: SharedObject | str) -> str:
+    return operand if isinstance(operand, str) else operand.name

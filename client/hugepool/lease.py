@@ -1,0 +1,41 @@
+"""A lease: the coordinator's promise to keep a segment for this client."""
+
+from __future__ import annotations
+
+import weakref
+
+from hugepool.channel import Channel
+from hugepool_common.errors import CoordinatorUnreachableError
+from hugepool_common.messages import Detach, Detached
+
+
+class Lease:
+    """Held from attach to :meth:`release`; a forgotten one is given back when collected.
+
+    Parameters
+    ----------
+    channel
+        The session that it belongs to.
+    number
+        As the coordinator granted it.
+    """
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self.number = number
+        self._channel = channel
+        self._finalizer = weakref.finalize(self, channel.abandon, number)
+        self._finalizer.atexit = False  # the session's end gives everything back
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease was not released yet."""
+        return self._finalizer.alive
+
+    def release(self) -> None:
+        """Give the lease back; again, or after the coordinator's end, does nothing."""
+        if self._finalizer.detach() is None or self._channel.closed:
+            return
+        try:
+            self._channel.request(Detach(self.number), Detached)
+        except CoordinatorUnreachableError:
+            pass

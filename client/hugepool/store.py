@@ -1,0 +1,275 @@
+"""The named objects of a session: made, filled, loaded, attached, listed, destroyed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import numpy as np
+
+from hugepool import formats
+from hugepool.array import SharedArray, SharedObject
+from hugepool.channel import Channel
+from hugepool.matrix import CsrSource, SharedMatrix
+from hugepool_common.errors import InvalidSpecError
+from hugepool_common.messages import (
+    ArrayCreated,
+    ArrayInfo,
+    Attach,
+    Attached,
+    CreateArray,
+    CreateProgress,
+    Describe,
+    Described,
+    Destroy,
+    Destroyed,
+    List,
+    Listed,
+    Message,
+)
+from hugepool_common.spec import (
+    ITEM_SIZES,
+    ArraySpec,
+    HugePages,
+    PageSize,
+    check_dtype,
+    check_name,
+    check_shape,
+)
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all while an array is made or read."""
+
+_S = TypeVar("_S", bound=SharedObject)
+
+
+class Policy(TypedDict, total=False):
+    """How an array is to be backed, and who hears of its progress.
+
+    Keys
+    ----
+    huge_pages
+        ``try``, ``on`` or ``off``; default: the pool's.
+    page_size
+        ``auto``, ``4K``, ``2M`` or ``1G``; default: the pool's.
+    backing
+        Exactly this rung (``hugetlbfs-2m``, ``hugetlbfs-1g``, ``tmpfs-huge``,
+        ``shm-collapse``, ``shm-4k``) or fail.
+    progress
+        Called with ``(done_bytes, total_bytes)``.
+    """
+
+    huge_pages: HugePages
+    page_size: PageSize
+    backing: str
+    progress: Progress | None
+
+
+class ArrayStore:
+    """What a session can do with named objects; :class:`hugepool.Pool` is one.
+
+    Parameters
+    ----------
+    channel
+        The open session.
+    huge_pages, page_size
+        Policy of arrays that state none of their own.
+    """
+
+    def __init__(self, channel: Channel, huge_pages: HugePages, page_size: PageSize) -> None:
+        self._channel = channel
+        self._huge_pages: HugePages = huge_pages
+        self._page_size: PageSize = page_size
+
+    def create(
+        self,
+        name: str,
+        shape: int | Sequence[int],
+        dtype: Any = "f8",
+        **policy: Unpack[Policy],
+    ) -> SharedArray:
+        """Make an array of zeros, writable by this client until it is sealed.
+
+        Parameters
+        ----------
+        name
+            1 to 128 of ``A-Za-z0-9._-``, beginning with a letter or digit.
+        shape
+            Extents; an int for one axis, ``()`` for one element. C order.
+        dtype
+            A bool, integer, float or complex dtype in native byte order.
+        **policy
+            See :class:`Policy`.
+
+        Raises
+        ------
+        InvalidSpecError
+            No array can have this name, shape or dtype.
+        ArrayExistsError
+            The name is taken.
+        NotEnoughPagesError
+            Huge pages were demanded and are not to be had; says how to get them.
+        NotEnoughMemoryError
+            No page kind has room. Nothing was kept.
+        """
+        code = _dtype_code(dtype)
+        extents = check_shape(_extents(shape), ITEM_SIZES[code])
+        lease, info = self._make(ArraySpec(check_name(name), extents, code), policy)
+        return SharedArray(self._channel, lease, info, writable=True)
+
+    def attach(self, name: str, readonly: bool = True) -> Any:
+        """Map a named object into this process, without a copy.
+
+        Parameters
+        ----------
+        name
+            As it was created.
+        readonly
+            With False the mapping is writable, while the object is not sealed.
+
+        Returns
+        -------
+        SharedArray or SharedMatrix
+
+        Raises
+        ------
+        ArrayNotFoundError
+            No such name.
+        ArraySealedError
+            ``readonly=False`` for a sealed object.
+        """
+        attached = self._channel.request(Attach(check_name(name), bool(readonly)), Attached)
+        kind = SharedMatrix if attached.array.spec.kind == "csr" else SharedArray
+        return kind(self._channel, attached.lease, attached.array, writable=not readonly)
+
+    def put(self, name: str, value: Any, *, seal: bool = True, **policy: Unpack[Policy]) -> Any:
+        """Copy an array, or a SciPy sparse matrix of any format, into shared memory and seal it.
+
+        Returns
+        -------
+        SharedArray or SharedMatrix
+
+        Raises
+        ------
+        InvalidMatrixError
+            A matrix whose structure contradicts itself; nothing is shared.
+        HugepoolError
+            As :meth:`create`.
+        """
+        if formats.is_sparse(value):
+            return self._put_matrix(name, formats.csr_source(value), seal, policy)
+        source = np.asarray(value)
+        shared = self.create(name, source.shape, source.dtype, **policy)
+        return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
+
+    def load(self, name: str, path: str | os.PathLike[str], **policy: Unpack[Policy]) -> Any:
+        """Read a file into a sealed array (``.npy``) or matrix (``.mtx``, ``.mtx.gz``, ``.npz``).
+
+        Returns
+        -------
+        SharedArray or SharedMatrix
+
+        Raises
+        ------
+        FileNotFoundError
+            No such file.
+        InvalidSpecError, InvalidMatrixError
+            The file does not hold what its ending says.
+        """
+        path = os.fspath(path)
+        if formats.is_matrix_file(path):
+            return self._put_matrix(name, formats.read_matrix(path), True, policy)
+        with formats.NpyFile(path) as file:
+            shared = self.create(name, file.shape, file.dtype, **policy)
+            progress = policy.get("progress")
+            return self._filled(shared, lambda: file.read_into(shared.array, progress), True)
+
+    def destroy(self, name: str) -> None:
+        """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
+
+        Raises
+        ------
+        ArrayNotFoundError
+            No such name.
+        ArrayBusyError
+            A running job uses it.
+        """
+        self._channel.request(Destroy(check_name(name)), Destroyed)
+
+    def list(self) -> tuple[ArrayInfo, ...]:
+        """All named objects, in order of their names."""
+        found: list[ArrayInfo] = []
+        while True:
+            page = self._channel.request(List(found[-1].spec.name if found else ""), Listed)
+            found += page.arrays
+            if not page.more:
+                return tuple(found)
+
+    def describe(self, name: str) -> Described:
+        """One object, and the pids that hold leases on it."""
+        return self._channel.request(Describe(check_name(name)), Described)
+
+    def _make(self, spec: ArraySpec, policy: Policy) -> tuple[int, ArrayInfo]:
+        progress = policy.get("progress")
+
+        def on_notice(notice: Message) -> None:
+            if progress is not None and isinstance(notice, CreateProgress):
+                progress(notice.done_bytes, notice.total_bytes)
+
+        request = CreateArray(
+            spec,
+            policy.get("huge_pages") or self._huge_pages,
+            policy.get("page_size") or self._page_size,
+            policy.get("backing", ""),
+        )
+        created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
+        return created.lease, created.array
+
+    def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:
+        spec = ArraySpec(
+            check_name(name),
+            source.shape,
+            source.data.dtype.str,
+            "csr",
+            len(source.indices),
+            source.indices.dtype.str,
+        ).checked()
+        lease, info = self._make(spec, policy)
+        shared = SharedMatrix(self._channel, lease, info, writable=True)
+
+        def fill() -> None:
+            np.copyto(shared.indptr, source.indptr)
+            np.copyto(shared.indices, source.indices)
+            np.copyto(shared.data, source.data)
+
+        return self._filled(shared, fill, seal)
+
+    def _filled(self, shared: _S, fill: Callable[[], None], seal: bool) -> _S:
+        try:
+            fill()
+            if seal:
+                shared.seal()
+        except BaseException:
+            # Half an array must not stay under the name.
+            self.destroy(shared.name)
+            raise
+        return shared
+
+
+def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape as Python ints; only true integers pass, NumPy's included."""
+    try:
+        extents = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    except TypeError:
+        raise InvalidSpecError(f"shape {shape!r} is not an int or a sequence of ints") from None
+    return tuple(int(extent) if isinstance(extent, np.integer) else extent for extent in extents)
+
+
+def _dtype_code(dtype: Any) -> str:
+    if isinstance(dtype, str) and dtype in ITEM_SIZES:
+        return dtype
+    try:
+        return check_dtype(np.dtype(dtype).str)
+    except TypeError:
+        raise InvalidSpecError(f"{dtype!r} is not a dtype") from None

@@ -1,0 +1,249 @@
+"""The worker process: takes parts of jobs, runs kernels on mapped operands, reports timings.
+
+Operands stay mapped between jobs, so a repeated job pays no mmap; the coordinator
+says when a segment was destroyed and must be let go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hugepool import kernels
+from hugepool.channel import Channel
+from hugepool.counters import TlbCounter
+from hugepool_common import linux
+from hugepool_common.errors import CoordinatorUnreachableError, HugepoolError
+from hugepool_common.mapping import Mapping
+from hugepool_common.messages import (
+    CoordinatorStopping,
+    DropSegment,
+    Failed,
+    PartDone,
+    PartFailed,
+    PartOperand,
+    RegisterWorker,
+    RunPart,
+    Timing,
+    View,
+    WorkerRegistered,
+)
+
+log = logging.getLogger("hugepool.worker")
+
+
+@dataclass(slots=True)
+class _Held:
+    """An operand as this worker has it: its ndarrays, and what of them is huge."""
+
+    operand: Any
+    mapped_bytes: int
+    huge_bytes: int
+    mapping: Mapping | None
+
+
+class Worker:
+    """A registered worker.
+
+    Parameters
+    ----------
+    address
+        Of the coordinator.
+    cpus
+        CPUs to pin this process to; empty leaves it where it is.
+    parent_pid
+        End with this process; None for a worker of its own right.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        Nobody answers at the address.
+    OSError
+        A CPU does not exist or is not allowed to us.
+    """
+
+    def __init__(
+        self, address: str, *, cpus: Sequence[int] = (), parent_pid: int | None = None
+    ) -> None:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        self._channel = Channel(address, client="worker")
+        self._tlb = TlbCounter()
+        self._held: dict[tuple[int, bool, View], _Held] = {}
+        self._parent_fd = -1 if parent_pid is None else os.pidfd_open(parent_pid)
+        self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.number = self._channel.request(RegisterWorker(tuple(cpus)), WorkerRegistered).worker
+
+    def stop(self) -> None:
+        """End :meth:`run` after the part under way. May be called from a signal handler."""
+        os.write(self._stop_writer, b".")
+
+    def run(self) -> None:
+        """Serve parts until the coordinator or the parent ends, or :meth:`stop`."""
+        watch = [self._stop_reader] + ([self._parent_fd] if self._parent_fd >= 0 else [])
+        try:
+            while True:
+                notice = self._channel.next_notice(None, watch=watch)
+                match notice:
+                    case RunPart():
+                        self._channel.post(self._done(notice))
+                    case DropSegment():
+                        self._drop(notice.segment_id)
+                    case CoordinatorStopping():
+                        return
+                    case None if select.select(watch, [], [], 0)[0]:
+                        return
+        except CoordinatorUnreachableError as error:
+            log.info("%s", error)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Leave: the coordinator hands our part, if any, to another worker."""
+        self._channel.close()
+        self._held.clear()
+
+    def _done(self, part: RunPart) -> PartDone | PartFailed:
+        try:
+            timing = self._timed(part)
+        except Exception as error:
+            if not isinstance(error, HugepoolError):
+                log.exception("part %d of job %d failed", part.part, part.job)
+            return PartFailed(part.job, part.part, part.epoch, Failed.from_error(error))
+        return PartDone(part.job, part.part, part.epoch, timing)
+
+    def _timed(self, part: RunPart) -> Timing:
+        kernel = kernels.resolve(part.kernel, part.implementation)
+        held = {operand.role: self._hold(operand) for operand in part.operands}
+        operands = {role: one.operand for role, one in held.items()}
+        kernel.prepare(operands)  # compiling is no part of the run
+        with self._tlb:
+            cpu_ns = time.thread_time_ns()
+            started_ns = time.monotonic_ns()
+            work = kernel(operands, part.row_start, part.row_stop)
+            wall_ns = time.monotonic_ns() - started_ns
+            cpu_ns = time.thread_time_ns() - cpu_ns
+        return Timing(
+            part.kernel,
+            implementation=kernel.implementation,
+            worker=self.number,
+            pid=os.getpid(),
+            part=part.part,
+            row_start=part.row_start,
+            row_stop=part.row_stop,
+            elements=work.elements,
+            nnz=work.nnz,
+            started_ns=started_ns,
+            wall_ns=wall_ns,
+            cpu_ns=cpu_ns,
+            nbytes=work.nbytes,
+            mapped_bytes=sum(one.mapped_bytes for one in held.values()),
+            huge_bytes=sum(one.huge_bytes for one in held.values()),
+            tlb_misses=self._tlb.misses,
+            tlb_note=self._tlb.note,
+        )
+
+    # Operands -----------------------------------------------------------------
+
+    def _hold(self, operand: PartOperand) -> _Held:
+        key = (operand.segment.segment_id, operand.writable, operand.view)
+        if key not in self._held:
+            self._held[key] = _take(operand)
+        return self._held[key]
+
+    def _drop(self, segment_id: int) -> None:
+        for key in [key for key in self._held if key[0] == segment_id]:
+            held = self._held.pop(key)
+            held.operand = None
+            if held.mapping is not None:
+                held.mapping.close()
+
+
+def _take(operand: PartOperand) -> _Held:
+    mapping = Mapping.open(
+        operand.segment, writable=operand.writable, private=operand.view == "private"
+    )
+    arrays = {part.role: mapping.array(part) for part in operand.spec.parts}
+    if operand.view != "heap":
+        report = mapping.report(operand.segment.backing, operand.segment.page_size)
+        return _Held(_operand(operand, arrays), mapping.length, report.huge_bytes, mapping)
+    copies = {role: np.array(array) for role, array in arrays.items()}
+    arrays.clear()
+    mapping.close()
+    huge = sum(_huge_bytes_of(copy) for copy in copies.values())
+    return _Held(
+        _operand(operand, copies), sum(copy.nbytes for copy in copies.values()), huge, None
+    )
+
+
+def _operand(operand: PartOperand, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if operand.spec.kind == "array":
+        return arrays["array"]
+    rows, columns = operand.spec.shape
+    return kernels.CsrArrays(arrays["indptr"], arrays["indices"], arrays["data"], (rows, columns))
+
+
+def _huge_bytes_of(array: np.ndarray[Any, Any]) -> int:
+    """Bytes of a heap array that transparent huge pages map, by whole base pages inside it."""
+    page = os.sysconf("SC_PAGESIZE")
+    start = -(-array.ctypes.data // page) * page
+    stop = (array.ctypes.data + array.nbytes) // page * page
+    if stop <= start:
+        return 0
+    try:
+        return linux.scan_huge(start, stop - start)[0]
+    except OSError:  # kernel before 6.7; smaps tells of whole VMAs, so it may not say
+        return linux.read_smaps(start, stop - start)[0]
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """CPU numbers of a list such as ``0-3,8``.
+
+    Raises
+    ------
+    ValueError
+        The text is no such list.
+    """
+    cpus: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        cpus += range(int(first), int(last if dash else first) + 1)
+    return tuple(cpus)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker process: what ``hugepool worker`` starts ``-n`` of."""
+    parser = argparse.ArgumentParser(prog="python -m hugepool.worker")
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--cpus", type=parse_cpus, default=())
+    parser.add_argument("--parent", type=int)
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, format="hugepool worker: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes on what it decides
+    try:
+        worker = Worker(chosen.address, cpus=chosen.cpus, parent_pid=chosen.parent)
+    except ProcessLookupError:
+        return 0  # the parent is gone already
+    except CoordinatorUnreachableError as error:
+        log.error("%s", error)
+        return 3
+    except (HugepoolError, OSError) as error:
+        log.error("%s", error)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""``hugepoold``: the daemon's command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from hugepool_common._version import __version__
+from hugepool_common.errors import CoordinatorRunningError, HugepoolError
+from hugepool_server.config import Config
+
+EXIT_RUNNING = 5
+"""Exit status when another coordinator owns the runtime directory."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--runtime-dir",
+    metavar="DIR",
+    help="Directory of the socket. Default: $HUGEPOOL_RUNTIME_DIR, /run/hugepool for root, "
+    "$XDG_RUNTIME_DIR/hugepool, else /tmp/hugepool-UID.",
+)
+@click.option(
+    "--group", metavar="NAME", help="Let this group connect, attach and fill unsealed arrays."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="HUGEPOOL_LOG",
+)
+@click.option("--parent", type=int, hidden=True, help="End with this process.")
+@click.option("--ready-fd", type=int, hidden=True, help="Write the address here once bound.")
+@click.version_option(__version__, prog_name="hugepoold")
+def hugepoold(
+    runtime_dir: str | None,
+    group: str | None,
+    log_level: str,
+    parent: int | None,
+    ready_fd: int | None,
+) -> None:
+    """Run the hugepool coordinator in the foreground until SIGTERM or SIGINT.
+
+    \b
+    Example:
+      hugepoold --runtime-dir /run/user/1000/hugepool
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=log_level.upper(), format="hugepoold: %(levelname)s: %(message)s"
+    )
+    from hugepool_server.daemon import Daemon
+
+    daemon = Daemon(Config.checked(directory=runtime_dir, group=group, parent_pid=parent))
+    with daemon:
+        if ready_fd is not None:
+            os.write(ready_fd, daemon.address.encode() + b"\n")
+            os.close(ready_fd)
+        else:
+            click.echo(daemon.address)
+        daemon.run()
+
+
+def main() -> None:
+    """Run ``hugepoold`` and exit with its status."""
+    if sys.platform != "linux":
+        sys.exit("hugepoold: hugepool needs Linux; this is " + sys.platform)
+    try:
+        hugepoold.main(standalone_mode=True)
+    except CoordinatorRunningError as error:
+        print(f"hugepoold: {error}", file=sys.stderr)
+        sys.exit(EXIT_RUNNING)
+    except HugepoolError as error:
+        print(f"hugepoold: {error}", file=sys.stderr)
+        sys.exit(1)

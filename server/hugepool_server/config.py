@@ -1,0 +1,75 @@
+"""Settings of one coordinator, checked once, frozen."""
+
+from __future__ import annotations
+
+import grp
+import os
+from dataclasses import dataclass
+
+from hugepool_common.errors import InvalidSpecError
+from hugepool_common.paths import runtime_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a coordinator is started with.
+
+    Parameters
+    ----------
+    runtime_directory
+        Directory of the socket; made when missing.
+    group
+        Numeric gid that may connect, attach and write unsealed arrays beside
+        our own uid; None keeps everything to this uid.
+    parent_pid
+        Process whose end ends an embedded coordinator; None for a service.
+    """
+
+    runtime_directory: str
+    group: int | None = None
+    parent_pid: int | None = None
+
+    @classmethod
+    def checked(
+        cls, *, directory: str | None, group: str | None, parent_pid: int | None = None
+    ) -> Config:
+        """Build from command-line text.
+
+        Raises
+        ------
+        InvalidSpecError
+            The group does not exist.
+        """
+        gid = None
+        if group is not None:
+            try:
+                gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            except KeyError:
+                raise InvalidSpecError(
+                    f"no group is called {group!r}", remedy=f"groupadd --system {group}"
+                ) from None
+        return cls(
+            runtime_directory=os.path.abspath(directory or runtime_directory()),
+            group=gid,
+            parent_pid=parent_pid,
+        )
+
+    @property
+    def directory_mode(self) -> int:
+        """Mode of the runtime directory."""
+        return 0o700 if self.group is None else 0o750
+
+    @property
+    def socket_umask(self) -> int:
+        """Umask under which the socket is bound."""
+        return 0o177 if self.group is None else 0o117
+
+    @property
+    def segment_mode(self) -> int:
+        """Mode of a segment's file until it is sealed."""
+        return 0o600 if self.group is None else 0o660
+
+    @property
+    def sealed_mode(self) -> int:
+        """Mode of a segment's file once it is sealed."""
+        return 0o400 if self.group is None else 0o440

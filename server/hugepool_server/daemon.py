@@ -1,0 +1,366 @@
+"""The only loop: sockets, pidfds, signals and threads become events; effects become acts.
+
+One thread polls and talks to the state machine. What may take long (walking the
+ladder, sealing) runs on a small pool of threads that post their outcome to a
+queue and wake the loop through an eventfd, so no client waits for another's pages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import resource
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import zmq
+from hugepool_common.pages import read_host
+
+from hugepool_common import paths, wire
+from hugepool_common._version import __version__
+from hugepool_common.errors import HugepoolError, ProtocolError
+from hugepool_common.messages import CreateProgress, Failed, Message
+from hugepool_server import events
+from hugepool_server.backends import select
+from hugepool_server.backends.base import SegmentRequest
+from hugepool_server.config import Config
+from hugepool_server.coordinator import Coordinator
+from hugepool_server.reclaim import SegmentDirectories
+from hugepool_server.runtime import RuntimeDirectory
+
+log = logging.getLogger("hugepoold")
+
+MAKER_THREADS = 4
+"""Arrays populated at once; each populates with threads of its own."""
+
+PROGRESS_INTERVAL_NS = 100_000_000
+BATCH = 256
+"""Requests taken from the socket before other sources are looked at."""
+
+FLUSH_MS = 1000
+"""How long a stopping coordinator waits for its last replies to leave."""
+
+
+class Daemon:
+    """A coordinator at its address.
+
+    Construction takes the runtime directory, sweeps what dead coordinators left
+    and binds; :meth:`run` serves until it is stopped; closing removes every file.
+
+    Raises
+    ------
+    CoordinatorRunningError
+        Another coordinator owns the runtime directory.
+    NotPermittedError
+        The runtime directory is not ours.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._runtime = RuntimeDirectory(
+            config.runtime_directory, mode=config.directory_mode, group=config.group
+        )
+        self._directories = SegmentDirectories(group=config.group)
+        self._sweep()
+        self._raise_descriptor_limit()
+        self._core = Coordinator(
+            instance=secrets.token_hex(8), pid=os.getpid(), uid=os.geteuid(), version=__version__
+        )
+        self._makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
+        self._cancels: dict[int, threading.Event] = {}
+        self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._pidfds: dict[int, int] = {}
+        self._sessions_by_pidfd: dict[int, int] = {}
+        self._parent_fd = -1
+        self._running = True
+        self._context = zmq.Context()
+        self._router = self._bind()
+        self.address = paths.address_of(config.runtime_directory)
+
+    def _sweep(self) -> None:
+        host = read_host()
+        mounts = [mount.path for mount in (*host.hugetlbfs_mounts, *host.tmpfs_mounts)]
+        reclaimed = self._directories.sweep(mounts)
+        if reclaimed.count:
+            log.warning(
+                "removed %d segments (%d bytes) of coordinators that died",
+                reclaimed.count,
+                reclaimed.nbytes,
+            )
+
+    @staticmethod
+    def _raise_descriptor_limit() -> None:
+        # libzmq aborts the process when accept() on an ipc socket finds no free
+        # descriptor (ipc_listener.cpp), so take all that we may have.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    def _bind(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else replies to the dead vanish silently
+        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
+        router.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        router.setsockopt(zmq.SNDHWM, 1000)
+        router.setsockopt(zmq.RCVHWM, 1000)
+        router.setsockopt(zmq.LINGER, 0)
+        path = self._runtime.socket
+        try:
+            os.unlink(path)  # a killed coordinator's; the directory lock says it is dead
+        except FileNotFoundError:
+            pass
+        before = os.umask(self._config.socket_umask)
+        try:
+            router.bind("ipc://" + path)
+        finally:
+            os.umask(before)
+        if self._config.group is not None:
+            os.chown(path, -1, self._config.group)
+        return router
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the last replies out, remove every segment, the socket and the directory."""
+        for cancel in self._cancels.values():
+            cancel.set()
+        self._makers.shutdown(wait=True, cancel_futures=True)
+        self._router.close(linger=FLUSH_MS)
+        self._context.term()
+        self._directories.close()
+        self._runtime.close()
+        for fd in (*self._pidfds.values(), self._wake_fd, self._parent_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfds.clear()
+        self._wake_fd = self._parent_fd = -1
+
+    # The loop -----------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until a signal, a Shutdown request or the end of the parent stops us."""
+        signals, signal_writer = socket.socketpair()
+        signals.setblocking(False)
+        signal_writer.setblocking(False)
+        old_wakeup = signal.set_wakeup_fd(signal_writer.fileno(), warn_on_full_buffer=False)
+        old_handlers = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._poller.register(signals.fileno(), zmq.POLLIN)
+        try:
+            self._watch_parent()
+            log.info("listening at %s", self.address)
+            while self._running:
+                ready = dict(self._poller.poll())
+                if signals.fileno() in ready:
+                    for number in signals.recv(64):
+                        self._handle(events.StopRequested(signal.Signals(number).name))
+                if self._parent_fd in ready:
+                    self._poller.unregister(self._parent_fd)
+                    self._handle(events.StopRequested("the parent process ended"))
+                if self._wake_fd in ready:
+                    self._take_outcomes()
+                # Before requests: a pid that is dead must not speak again.
+                for fd in [fd for fd in ready if fd in self._sessions_by_pidfd]:
+                    self._handle(events.ProcessExited(self._sessions_by_pidfd[fd]))
+                if self._router in ready:
+                    self._take_requests()
+        finally:
+            signal.set_wakeup_fd(old_wakeup)
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
+            signals.close()
+            signal_writer.close()
+
+    def _watch_parent(self) -> None:
+        parent = self._config.parent_pid
+        if parent is None:
+            return
+        try:
+            self._parent_fd = os.pidfd_open(parent)
+        except ProcessLookupError:
+            self._running = False
+            return
+        self._poller.register(self._parent_fd, zmq.POLLIN)
+
+    def _take_outcomes(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while True:
+            try:
+                self._handle(self._outcomes.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take_requests(self) -> None:
+        for _ in range(BATCH):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._on_frames(frames)
+
+    def _on_frames(self, frames: list[zmq.Frame]) -> None:
+        peer, *message = (frame.bytes for frame in frames)
+        identity = _identity(frames[-1])
+        if identity is None:
+            log.warning("dropped a message of a peer without a kernel identity")
+            return
+        try:
+            correlation, request = wire.decode_request(message)
+        except ProtocolError as error:
+            answerable = wire.correlation_of(message)
+            log.info("refused a message of pid %d: %s", identity.pid, error)
+            if answerable is not None:
+                self._perform(events.Send(peer, answerable, Failed.from_error(error)), deque())
+            return
+        self._handle(events.RequestReceived(peer, identity, correlation, request))
+
+    def _handle(self, event: events.Event) -> None:
+        pending = deque([event])
+        while pending:
+            for effect in self._core.handle(pending.popleft(), time.monotonic_ns()):
+                self._perform(effect, pending)
+
+    # Effects ------------------------------------------------------------------
+
+    def _perform(self, effect: events.Effect, pending: deque[events.Event]) -> None:
+        match effect:
+            case events.Send():
+                if not self._send(effect.peer, effect.correlation, effect.message):
+                    pending.append(events.PeerUnreachable(effect.peer))
+            case events.MakeSegment():
+                self._cancels[effect.token] = threading.Event()
+                self._makers.submit(self._make, effect, self._cancels[effect.token])
+            case events.CancelSegment():
+                if effect.token in self._cancels:
+                    self._cancels[effect.token].set()
+            case events.SealSegment():
+                self._makers.submit(self._seal, effect)
+            case events.UnlinkSegment():
+                select.unlink_segment(effect.segment)
+            case events.WatchProcess():
+                if not self._watch(effect.session, effect.pid):
+                    pending.append(events.ProcessExited(effect.session))
+            case events.UnwatchProcess():
+                self._unwatch(effect.session)
+            case events.Stop():
+                self._running = False
+
+    def _send(self, peer: bytes, correlation: int, message: Message) -> bool:
+        try:
+            frames = wire.encode(correlation, message)
+        except ProtocolError as error:
+            log.error("%s", error)
+            frames = wire.encode(correlation, Failed.from_error(error))
+        try:
+            self._router.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            # EAGAIN: it does not read what we sent before. EHOSTUNREACH: it is gone.
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return isinstance(message, CreateProgress) and error.errno == zmq.EAGAIN
+        return True
+
+    def _watch(self, session: int, pid: int) -> bool:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        except OSError as error:  # a pid of another namespace is 0 here
+            log.warning("cannot watch pid %d of session %d: %s", pid, session, error)
+            return True
+        self._pidfds[session] = fd
+        self._sessions_by_pidfd[fd] = session
+        self._poller.register(fd, zmq.POLLIN)
+        return True
+
+    def _unwatch(self, session: int) -> None:
+        fd = self._pidfds.pop(session, None)
+        if fd is not None:
+            self._poller.unregister(fd)
+            del self._sessions_by_pidfd[fd]
+            os.close(fd)
+
+    # On maker threads ---------------------------------------------------------
+
+    def _post(self, event: events.Event) -> None:
+        self._outcomes.put(event)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _make(self, effect: events.MakeSegment, cancel: threading.Event) -> None:
+        last_ns = 0
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            nonlocal last_ns
+            now_ns = time.monotonic_ns()
+            if now_ns - last_ns >= PROGRESS_INTERVAL_NS:
+                last_ns = now_ns
+                self._post(events.SegmentProgress(effect.token, done_bytes, total_bytes))
+
+        try:
+            segment, pages = select.make_segment(
+                SegmentRequest(
+                    segment_id=effect.segment_id,
+                    nbytes=effect.spec.nbytes,
+                    file_mode=self._config.segment_mode,
+                    group=self._config.group,
+                ),
+                huge_pages=effect.huge_pages,
+                page_size=effect.page_size,
+                backing=effect.backing,
+                directories=self._directories,
+                progress=progress,
+                cancel=cancel,
+            )
+        except Exception as error:
+            if not isinstance(error, HugepoolError):
+                log.exception("making %s failed", effect.spec.name)
+            outcome: events.Event = events.SegmentRefused(effect.token, Failed.from_error(error))
+        else:
+            outcome = events.SegmentMade(effect.token, segment, pages)
+        self._cancels.pop(effect.token, None)
+        self._post(outcome)
+
+    def _seal(self, effect: events.SealSegment) -> None:
+        try:
+            select.seal_segment(effect.segment, self._config.sealed_mode)
+        except Exception as error:
+            if not isinstance(error, HugepoolError):
+                log.exception("sealing %s failed", effect.segment.path)
+            self._post(events.SealRefused(effect.token, Failed.from_error(error)))
+        else:
+            self._post(events.SegmentSealed(effect.token, effect.segment))
+
+
+def _identity(frame: zmq.Frame) -> events.Identity | None:
+    """Uid, gid and pid of the sender as the kernel gave them at accept (SO_PEERCRED)."""
+    try:
+        address = frame.get("Peer-Address")
+    except zmq.ZMQError:
+        return None
+    fields = str(address).rsplit(":", 3)[1:]
+    if len(fields) != 3 or not all(field.isdecimal() for field in fields):
+        return None
+    uid, gid, pid = map(int, fields)
+    return events.Identity(uid, gid, pid)

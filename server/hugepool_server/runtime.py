@@ -1,0 +1,96 @@
+"""The runtime directory: one coordinator owns it, by a lock that ends with the process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
+from hugepool_common.paths import open_private_directory, socket_path
+
+
+class RuntimeDirectory:
+    """Own a runtime directory from construction to :meth:`close`.
+
+    The lock is on the directory itself: a lock file could be unlinked, and a
+    second ``bind`` of an ipc socket would silently steal it from the first.
+
+    Raises
+    ------
+    CoordinatorRunningError
+        Another process holds the lock.
+    NotPermittedError
+        The directory is not private to this user or cannot be made.
+    """
+
+    def __init__(self, path: str, *, mode: int = 0o700, group: int | None = None) -> None:
+        self.path = path
+        self._fd, self._made = self._own(path, mode)
+        if group is not None:
+            try:
+                os.fchown(self._fd, -1, group)
+                os.fchmod(self._fd, mode)
+            except PermissionError:
+                self.close()
+                raise NotPermittedError(
+                    f"cannot give {path} to group {group}",
+                    remedy="run the coordinator as a member of the group",
+                ) from None
+
+    @staticmethod
+    def _own(path: str, mode: int) -> tuple[int, bool]:
+        while True:
+            made = not os.path.isdir(path)
+            try:
+                fd = open_private_directory(path, mode)
+            except OSError as error:
+                if isinstance(error, NotPermittedError):
+                    raise
+                raise NotPermittedError(
+                    f"cannot make the runtime directory: {error.strerror}",
+                    where=path,
+                    remedy="set HUGEPOOL_RUNTIME_DIR to a directory of yours",
+                ) from None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(fd)
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
+                raise CoordinatorRunningError(
+                    "another coordinator is running",
+                    where=path,
+                    remedy="connect to it, or set HUGEPOOL_RUNTIME_DIR",
+                ) from None
+            # Between our open and our lock its owner may have removed the
+            # directory on its way out; then the lock is on a ghost.
+            try:
+                current = os.stat(path, follow_symlinks=False)
+            except FileNotFoundError:
+                current = None
+            locked = os.fstat(fd)
+            if current and (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino):
+                return fd, made
+            os.close(fd)
+
+    @property
+    def socket(self) -> str:
+        """Path of the coordinator's socket."""
+        return socket_path(self.path)
+
+    def close(self) -> None:
+        """Remove the socket, and the directory if this process made it, then unlock."""
+        if self._fd < 0:
+            return
+        try:
+            os.unlink(self.socket)
+        except FileNotFoundError:
+            pass
+        if self._made:
+            try:
+                os.rmdir(self.path)
+            except OSError:  # somebody keeps files there
+                pass
+        os.close(self._fd)
+        self._fd = -1

@@ -1,0 +1,91 @@
+"""Real coordinators and workers as child processes of a test, ended by their own pids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hugepool_common.paths import address_of
+
+
+class Service:
+    """A ``hugepoold`` in a runtime directory of the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.address = address_of(str(directory))
+        self._processes: list[subprocess.Popen[str]] = []
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *options: str) -> Service:
+        """Start the coordinator and wait for the address it prints."""
+        self.process = self.spawn(
+            sys.executable,
+            *("-m", "hugepool_server", "--runtime-dir", str(self.directory), *options),
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(f"hugepoold did not start: {self.process.communicate()[1]}")
+        assert line.strip() == self.address
+        return self
+
+    def spawn(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start any process that is to be ended with the test."""
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HUGEPOOL_ADDRESS": self.address, **environment},
+        )
+        self._processes.append(process)
+        return process
+
+    def run(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python script against this coordinator in a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "HUGEPOOL_ADDRESS": self.address, **environment},
+        )
+
+    def stop(self) -> int:
+        """SIGTERM the coordinator and return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL the coordinator."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End everything that was started."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self._processes:
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A coordinator that is not started yet."""
+    made = Service(tmp_path / "run")
+    yield made
+    made.close()

@@ -1,0 +1,102 @@
+"""The installed ``hugepool`` and ``hugepoold`` programs: streams, exit statuses, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from support.service import Service
+
+import hugepool
+from hugepool.worker import parse_cpus
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SCRIPTS / arguments[0]), *arguments[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [["hugepool"], ["hugepool", "worker"], ["hugepool", "serve"], ["hugepoold"]]
+)
+def test_help(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["hugepool", "hugepoold"])
+def test_version(command: str) -> None:
+    assert hugepool.__version__ in run(command, "--version").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        (["hugepool", "nonsense"], 2, "No such command"),
+        (["hugepool", "worker", "-n", "0"], 2, "0 is not in the range"),
+        (["hugepool", "worker", "--cpus", "a-b"], 2, "is not a list"),
+        (["hugepool", "worker"], 3, "hugepool serve"),
+        (["hugepool", "worker", "--address", "ipc:///nowhere.sock"], 3, "hugepool serve"),
+        (["hugepool", "worker", "--address", "http://nowhere"], 1, "ipc://PATH"),
+        (["hugepoold", "--group", "no-such-group"], 1, "groupadd"),
+        (["hugepoold", "--runtime-dir", "/proc/nowhere"], 1, "runtime directory"),
+        (["hugepoold", "--runtime-dir", "/" + "x" * 200], 1, "HUGEPOOL_RUNTIME_DIR"),
+    ],
+)
+def test_wrong_use_is_one_line_and_the_right_status(
+    tmp_path: Path, arguments: list[str], status: int, said: str
+) -> None:
+    done = run(*arguments, HUGEPOOL_RUNTIME_DIR=str(tmp_path / "run"))
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_serve_prints_its_address_and_ends_on_a_signal(service: Service) -> None:
+    process = service.spawn(
+        str(SCRIPTS / "hugepool"), "serve", "--runtime-dir", str(service.directory)
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == service.address
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert not service.directory.exists()
+
+
+def test_workers_are_pinned_and_end_with_their_command(service: Service) -> None:
+    service.start()
+    cpu = min(os.sched_getaffinity(0))
+    process = service.spawn(
+        sys.executable, "-m", "hugepool", "worker", "-n", "2", "--cpus", str(cpu)
+    )
+    with hugepool.connect(service.address) as pool:
+        while len(pool.stats().workers) < 2:
+            assert process.poll() is None
+        for worker in pool.stats().workers:
+            assert worker.cpus == (cpu,)
+            assert os.sched_getaffinity(worker.pid) == {cpu}
+        process.terminate()
+        assert process.wait(20) == 0
+        while pool.stats().workers:
+            pass
+
+
+@pytest.mark.parametrize(
+    "text, cpus", [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("0,2-3,7", (0, 2, 3, 7))]
+)
+def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
+    assert parse_cpus(text) == cpus

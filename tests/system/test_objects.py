@@ -1,0 +1,294 @@
+"""What a client may do with shared objects, against a private coordinator."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hugepool
+from hugepool_common.paths import ADDRESS_VARIABLE
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[hugepool.Pool]:
+    with hugepool.connect("embedded") as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def no_arrays_left(pool: hugepool.Pool) -> Iterator[None]:
+    yield
+    for info in pool.list():
+        pool.destroy(info.spec.name)
+
+
+def test_create_gives_zeros_that_are_ours_to_write(pool: hugepool.Pool) -> None:
+    with pool.create("x", (3, 4), "i4") as x:
+        assert x.array.shape == (3, 4)
+        assert x.array.dtype == np.dtype("i4")
+        assert not x.array.any()
+        x.array[1, 2] = 5
+        y = pool.attach("x")
+        assert y.array[1, 2] == 5
+        assert not y.array.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            y.array.flags.writeable = True
+        y.detach()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 5), 0, (1,) * 64, np.int64(3), [2, 2]])
+@pytest.mark.parametrize("dtype", ["f8", np.float32, bool, "c16", "<i2"])
+def test_shapes_and_dtypes_that_numpy_has(
+    pool: hugepool.Pool, shape: object, dtype: object
+) -> None:
+    expected = np.zeros(shape, dtype)  # type: ignore[call-overload]
+    x = pool.create("x", shape, dtype)  # type: ignore[arg-type]
+    assert x.array.shape == expected.shape
+    assert x.array.dtype == expected.dtype
+    again = pool.attach("x")
+    np.testing.assert_array_equal(again.array, expected)
+
+
+@pytest.mark.parametrize(
+    "name, shape, dtype",
+    [
+        ("", 1, "f8"),
+        ("../x", 1, "f8"),
+        ("a/b", 1, "f8"),
+        ("x\n", 1, "f8"),
+        ("x" * 129, 1, "f8"),
+        ("\u00e9", 1, "f8"),
+        ("x", -1, "f8"),
+        ("x", (2, -3), "f8"),
+        ("x", 2**63, "f8"),
+        ("x", (2**40, 2**40), "f8"),
+        ("x", (0, 2**40, 2**40), "f8"),
+        ("x", 1.5, "f8"),
+        ("x", True, "f8"),
+        ("x", "3", "f8"),
+        ("x", None, "f8"),
+        ("x", (1,) * 65, "f8"),
+        ("x", 1, "O"),
+        ("x", 1, "U5"),
+        ("x", 1, "f8,i4"),
+        ("x", 1, ">f8"),
+        ("x", 1, "no such dtype"),
+        ("x", 1, "V0"),
+    ],
+)
+def test_what_no_array_can_be_is_refused(
+    pool: hugepool.Pool, name: str, shape: object, dtype: object
+) -> None:
+    with pytest.raises(hugepool.InvalidSpecError):
+        pool.create(name, shape, dtype)  # type: ignore[arg-type]
+    assert pool.list() == ()
+
+
+def test_names_are_taken_once_and_free_again(pool: hugepool.Pool) -> None:
+    pool.create("x", 4)
+    with pytest.raises(FileExistsError):
+        pool.create("x", 4)
+    pool.destroy("x")
+    with pytest.raises(KeyError):
+        pool.attach("x")
+    with pytest.raises(KeyError):
+        pool.destroy("x")
+    pool.create("x", 5)
+
+
+def test_a_destroyed_array_stays_readable_where_it_is_mapped(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(10.0))
+    array = x.array
+    pool.destroy("x")
+    del x
+    np.testing.assert_array_equal(array, np.arange(10.0))
+
+
+def test_seal_waits_for_no_view_but_refuses(pool: hugepool.Pool) -> None:
+    x = pool.create("x", 10)
+    tail = x.array[5:]
+    with pytest.raises(BufferError, match="1 in this process"):
+        x.seal()
+    tail[0] = 7  # nothing has changed: still ours to write
+    del tail
+    x.seal()
+    assert x.sealed
+    assert x.array[5] == 7
+    assert not x.array.flags.writeable
+    with pytest.raises(PermissionError):
+        pool.attach("x", readonly=False)
+
+
+def test_seal_refuses_while_another_handle_maps_it_writable(pool: hugepool.Pool) -> None:
+    x = pool.create("x", 10)
+    other = pool.attach("x", readonly=False)
+    with pytest.raises(BufferError):
+        x.seal()
+    x.array[0] = 1  # mapped as before
+    other.detach()
+    x.seal()
+
+
+def test_detach_refuses_under_a_live_view(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(10.0))
+    view = x.array[::2]
+    with pytest.raises(BufferError):
+        x.detach()
+    del view
+    x.detach()
+    x.detach()
+    with pytest.raises(hugepool.DetachedError):
+        _ = x.array
+
+
+def test_repr_shows_the_pages(pool: hugepool.Pool) -> None:
+    text = repr(pool.create("x", 10, huge_pages="off"))
+    assert "'x' (10,) float64 80 B open, shm-4k (4K pages), 0 % huge" in text
+
+
+def test_a_matrix_is_one_object_without_a_copy(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    source = sparse.random_array((300, 200), density=0.05, format="coo", rng=1)
+    A = pool.put("A", source)
+    assert (A.shape, A.nnz, A.sealed) == ((300, 200), source.nnz, True)
+    B = pool.attach("A").as_scipy()
+    np.testing.assert_array_equal(B.toarray(), source.toarray())
+    C = pool.attach("A")
+    assert np.shares_memory(C.as_scipy().data, C.data)
+    assert np.shares_memory(C.as_scipy().indices, C.indices)
+    assert np.shares_memory(C.as_scipy().indptr, C.indptr)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1)])
+def test_empty_matrices(pool: hugepool.Pool, shape: tuple[int, int]) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    A = pool.put("A", sparse.csr_array(shape))
+    y = pool.matvec(A, np.ones(shape[1]), workers=1)
+    np.testing.assert_array_equal(y.array, np.zeros(shape[0]))
+
+
+def test_a_contradictory_matrix_is_refused_and_nothing_shared(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for spoil, error in (
+        (lambda m: m.indices.__setitem__(3, 99), "indices\\[3\\]"),
+        (lambda m: m.indices.__setitem__(0, -1), "indices\\[0\\]"),
+        (lambda m: m.indptr.__setitem__(2, 1000), "fall"),
+        (lambda m: m.indptr.__setitem__(-1, 3), "end with nnz"),
+    ):
+        matrix = sparse.csr_array(np.ones((4, 5)))
+        spoil(matrix)
+        with pytest.raises(hugepool.InvalidMatrixError, match=error):
+            pool.put("A", matrix)
+        assert pool.list() == ()
+
+
+def test_load_npy_without_a_second_copy(pool: hugepool.Pool, tmp_path: Path) -> None:
+    source = np.random.default_rng(1).random((100, 7)).astype("f4")
+    np.save(tmp_path / "x.npy", source)
+    seen: list[tuple[int, int]] = []
+    x = pool.load("x", tmp_path / "x.npy", progress=lambda *done: seen.append(done))
+    np.testing.assert_array_equal(x.array, source)
+    assert x.sealed
+    assert seen[-1] == (source.nbytes, source.nbytes)
+
+
+def test_load_matrices(pool: hugepool.Pool, tmp_path: Path) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    from scipy.io import mmwrite
+
+    source = sparse.random_array((30, 20), density=0.2, format="csr", rng=1)
+    mmwrite(tmp_path / "a.mtx", source)
+    (tmp_path / "b.mtx.gz").write_bytes(gzip.compress((tmp_path / "a.mtx").read_bytes()))
+    sparse.save_npz(tmp_path / "c.npz", source)
+    sparse.save_npz(tmp_path / "d.npz", source.tocoo())
+    for name in ("a.mtx", "b.mtx.gz", "c.npz", "d.npz"):
+        matrix = pool.load(name, tmp_path / name)
+        np.testing.assert_allclose(matrix.as_scipy().toarray(), source.toarray(), rtol=1e-15)
+
+
+def test_files_that_hold_something_else(pool: hugepool.Pool, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        pool.load("x", tmp_path / "absent.npy")
+    with pytest.raises(FileNotFoundError):
+        pool.load("x", tmp_path / "absent.mtx")
+    for name in ("x.npy", "x.mtx", "x.npz", "x.mtx.gz"):
+        (tmp_path / name).write_bytes(b"something else altogether")
+        with pytest.raises(ValueError):  # noqa: PT011  both of our classes are ValueErrors
+            pool.load("x", tmp_path / name)
+    np.save(tmp_path / "cut.npy", np.arange(1000.0))
+    whole = (tmp_path / "cut.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-8])
+    with pytest.raises(hugepool.InvalidSpecError, match="cut short"):
+        pool.load("x", tmp_path / "cut.npy")
+    np.save(tmp_path / "object.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(hugepool.InvalidSpecError):
+        pool.load("x", tmp_path / "object.npy")
+    assert pool.list() == ()
+
+
+def test_operands_that_do_not_fit(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    A = pool.put("A", sparse.csr_array(np.eye(4)))
+    x = pool.put("x", np.arange(4.0))
+    cases = (
+        lambda: pool.matvec(A, np.ones(5)),
+        lambda: pool.matvec("x", x),
+        lambda: pool.matvec(A, x, workers=0),
+        lambda: pool.gather(x, np.ones(3)),
+        lambda: pool.gather(x, np.zeros(3, int), out="x"),
+        lambda: pool.gather(pool.put("s", np.float64(1)), np.zeros(3, int)),
+        lambda: pool.matvec(A, x, implementation="no such one"),
+    )
+    for case in cases:
+        with pytest.raises((hugepool.InvalidSpecError, hugepool.ArraySealedError)):
+            case()
+    wrong = pool.create("wrong", 9)
+    with pytest.raises(hugepool.InvalidSpecError, match="does not fit"):
+        pool.matvec(A, x, out="wrong")
+    assert not wrong.array.any()
+    assert [info.spec.name for info in pool.list()] == ["A", "s", "wrong", "x"]
+
+
+def test_an_output_is_used_again(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    A = pool.put("A", sparse.csr_array(np.eye(4) * 2))
+    first = pool.matvec(A, np.ones(4), out="y", workers=1)
+    second = pool.matvec(A, np.full(4, 3.0), out="y", workers=1)
+    third = pool.matvec(A, np.full(4, 4.0), out=second, workers=1)
+    assert third is second
+    np.testing.assert_array_equal(first.array, 8.0)  # the same memory
+
+
+def test_pages_of_one_mebibyte_and_more_say_what_they_are(pool: hugepool.Pool) -> None:
+    x = pool.create("x", 1 << 20)
+    assert x.pages.length >= 8 << 20
+    assert x.pages.present_bytes == x.pages.length
+    if x.pages.huge_bytes < x.pages.length:
+        assert x.pages.reasons
+    assert x.prove() == x.pages
+
+
+def test_connect_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(hugepool.InvalidSpecError):
+        hugepool.connect("embedded", huge_pages="maybe")  # type: ignore[arg-type]
+    with pytest.raises(hugepool.InvalidSpecError):
+        hugepool.connect("tcp://127.0.0.1:5555")
+    with pytest.raises(ConnectionError, match="hugepool serve"):
+        hugepool.connect("ipc:///nowhere/at/all.sock")
+    monkeypatch.setenv(ADDRESS_VARIABLE, "ipc:///nowhere/else.sock")
+    with pytest.raises(hugepool.CoordinatorUnreachableError, match="nowhere/else"):
+        hugepool.connect()
+
+
+def test_a_closed_pool_says_so(tmp_path: Path) -> None:
+    pool = hugepool.connect("embedded")
+    kept = pool.put("x", np.arange(3.0)).array
+    pool.close()
+    pool.close()
+    with pytest.raises(hugepool.DetachedError):
+        pool.list()
+    np.testing.assert_array_equal(kept, [0, 1, 2])
