@@ -86,8 +86,6 @@ class Host:
     """The same for transparent huge pages of `hpage_pmd_size` alone: inherit and others."""
     process_thp: bool
     """False where prctl(2) switched transparent huge pages off for this process."""
-    knows_collapse: bool
-    """Whether madvise(2) knows MADV_COLLAPSE (Linux 6.1)."""
     overcommit_memory: int
     """vm.overcommit_memory: 0, 1 or 2."""
     memory_available_bytes: int
@@ -101,6 +99,8 @@ class Host:
     """docker, podman, kubernetes, gvisor or what systemd calls it; empty outside."""
     preferred_directory: str = ""
     """``$HUGEPOOL_MOUNT``."""
+    knows_collapse: bool = True
+    """Whether madvise(2) knows MADV_COLLAPSE (Linux 6.1)."""
 
     @property
     def memory_headroom_bytes(self) -> int:
@@ -153,7 +153,6 @@ def read_host(root: str = "/", look: Callable[[str], Room | None] = measure) -> 
             _read(root, f"{_THP}/hugepages-{pmd_size // KIB}kB/shmem_enabled")
         ),
         process_thp=not re.search(r"^THP_enabled:\s*0$", _read(root, "proc/self/status"), re.M),
-        knows_collapse=linux.probe_advice(linux.MADV_COLLAPSE),
         overcommit_memory=_count(root, "proc/sys/vm/overcommit_memory"),
         memory_available_bytes=memory.get("MemAvailable", 0) + memory.get("SwapFree", 0),
         pools=pools,
@@ -163,6 +162,7 @@ def read_host(root: str = "/", look: Callable[[str], Room | None] = measure) -> 
         hugetlb_limits=read_hugetlb_limits(lines, [pool.page_size for pool in pools], root),
         container=_container(root),
         preferred_directory=os.environ.get(MOUNT_VARIABLE, ""),
+        knows_collapse=linux.probe_advice(linux.MADV_COLLAPSE),
     )
 
 

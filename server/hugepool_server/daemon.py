@@ -87,7 +87,8 @@ class Daemon:
 
     def _sweep(self) -> None:
         host = read_host()
-        mounts = [mount.path for mount in (*host.hugetlbfs_mounts, *host.tmpfs_mounts)]
+        mounts = [mount.path for mount in host.hugetlbfs_mounts]
+        mounts += [mount.path for mount in host.tmpfs_mounts]
         reclaimed = self._directories.sweep(mounts)
         if reclaimed.count:
             log.warning(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -173,14 +173,14 @@ def test_empty_matrices(pool: hugepool.Pool, shape: tuple[int, int]) -> None:
 
 def test_a_contradictory_matrix_is_refused_and_nothing_shared(pool: hugepool.Pool) -> None:
     sparse = pytest.importorskip("scipy.sparse")
-    for spoil, error in (
-        (lambda m: m.indices.__setitem__(3, 99), "indices\\[3\\]"),
-        (lambda m: m.indices.__setitem__(0, -1), "indices\\[0\\]"),
-        (lambda m: m.indptr.__setitem__(2, 1000), "fall"),
-        (lambda m: m.indptr.__setitem__(-1, 3), "end with nnz"),
+    for part, place, value, error in (
+        ("indices", 3, 99, "indices\\[3\\]"),
+        ("indices", 0, -1, "indices\\[0\\]"),
+        ("indptr", 2, 1000, "fall"),
+        ("indptr", -1, 3, "end with nnz"),
     ):
         matrix = sparse.csr_array(np.ones((4, 5)))
-        spoil(matrix)
+        getattr(matrix, part)[place] = value
         with pytest.raises(hugepool.InvalidMatrixError, match=error):
             pool.put("A", matrix)
         assert pool.list() == ()
@@ -234,7 +234,7 @@ def test_operands_that_do_not_fit(pool: hugepool.Pool) -> None:
     sparse = pytest.importorskip("scipy.sparse")
     A = pool.put("A", sparse.csr_array(np.eye(4)))
     x = pool.put("x", np.arange(4.0))
-    cases = (
+    cases: tuple[Callable[[], object], ...] = (
         lambda: pool.matvec(A, np.ones(5)),
         lambda: pool.matvec("x", x),
         lambda: pool.matvec(A, x, workers=0),

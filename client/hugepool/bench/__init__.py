@@ -1,0 +1,1 @@
+"""``hugepool bench``: the same gathers and products on every page kind, measured fairly."""

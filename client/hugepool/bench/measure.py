@@ -1,0 +1,171 @@
+"""Interleaved rounds: every cell once a round, page kinds side by side, in turned order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from hugepool.array import SharedObject
+from hugepool.bench.operands import Placement
+from hugepool.pool import Pool
+from hugepool.timings import JobTimings
+from hugepool_common.errors import JobFailedError
+
+Progress = Callable[[str], None]
+"""Called with what was just measured."""
+
+LIMIT = "limit"
+"""Kernel name of cells that measure the machine and not a pattern."""
+
+_SETTLING_RUNS = 8
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of a cell."""
+
+    wall_ns: int
+    mapped_bytes: int
+    huge_bytes: int
+    tlb_misses: int | None
+    tlb_note: str
+
+    @classmethod
+    def of(cls, timings: JobTimings) -> Sample:
+        """From the reports of a job's parts."""
+        return cls(
+            timings.wall_ns,
+            timings.mapped_bytes,
+            timings.huge_bytes,
+            timings.tlb_misses,
+            timings.tlb_note,
+        )
+
+
+@dataclass(slots=True)
+class Cell:
+    """One kernel on one placement with so many workers, and what it took.
+
+    Parameters
+    ----------
+    name
+        Kernel as on the command line, or :data:`LIMIT`.
+    kernel, implementation
+        What the workers resolve.
+    placement
+        Where the operands are.
+    operands
+        Role to object.
+    rows
+        Partition bounds, one part a worker.
+    writes
+        Roles that are written.
+    """
+
+    name: str
+    kernel: str
+    implementation: str
+    placement: Placement
+    operands: dict[str, SharedObject]
+    rows: tuple[int, ...]
+    writes: tuple[str, ...] = ("out",)
+    samples: list[Sample] = field(default_factory=list)
+    agreement: str = ""
+    nbytes: int = 0
+    elements: int = 0
+    _seen: set[int] = field(default_factory=set)
+
+    @property
+    def workers(self) -> int:
+        """Worker processes that share the rows."""
+        return len(self.rows) - 1
+
+    def run(
+        self, pool: Pool, *, implementation: str = "", shared: Sequence[str] = ()
+    ) -> JobTimings:
+        """Run once.
+
+        Parameters
+        ----------
+        implementation
+            Another one than the cell's, to check its result.
+        shared
+            Roles to leave shared where the placement would copy them.
+        """
+        views = {role: self.placement.view for role in self.operands if role not in shared}
+        timings = pool.run(
+            self.kernel,
+            self.operands,
+            self.rows,
+            implementation=implementation or self.implementation,
+            views=views,
+            writes=self.writes,
+        )
+        self.nbytes, self.elements = timings.nbytes, timings.elements
+        return timings
+
+    def settled(self, pool: Pool) -> Sample:
+        """Run until only workers took part that had run this cell before.
+
+        A worker's first run of a cell maps and copies operands and loads code; it says
+        nothing about the pages.
+
+        Raises
+        ------
+        JobFailedError
+            New workers keep turning up.
+        """
+        for _ in range(_SETTLING_RUNS):
+            timings = self.run(pool)
+            took_part = {part.worker for part in timings.parts}
+            if took_part <= self._seen:
+                return Sample.of(timings)
+            self._seen |= took_part
+        raise JobFailedError(
+            f"the workers of {self} change with every run",
+            needed=f"{self.workers} that stay",
+            remedy="look for workers that die on the console",
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kernel} ({self.implementation}) on {self.placement.label}, "
+            f"{self.workers} worker(s)"
+        )
+
+
+def warm_up(pool: Pool, cells: Sequence[Cell], progress: Progress) -> None:
+    """Run every cell unmeasured until it is settled."""
+    for cell in cells:
+        cell.settled(pool)
+        progress(f"warm-up: {cell}")
+
+
+def measure(pool: Pool, cells: Sequence[Cell], rounds: int, progress: Progress) -> None:
+    """Run `rounds` rounds over all cells and append a sample to each cell a round."""
+    for number in range(rounds):
+        for cell in turned(cells, number):
+            cell.samples.append(cell.settled(pool))
+            progress(f"round {number + 1} of {rounds}: {cell}")
+
+
+def turned(cells: Sequence[Cell], number: int) -> list[Cell]:
+    """The order of a round.
+
+    Cells that differ in their placement only stand side by side, so that a disturbance
+    hits all page kinds; the groups, and the cells in each, are turned by one a round, so
+    that none is always the first.
+    """
+    groups: dict[tuple[str, str, str, int], list[Cell]] = {}
+    for cell in cells:
+        key = (cell.name, cell.kernel, cell.implementation, cell.workers)
+        groups.setdefault(key, []).append(cell)
+    order = [_turn(group, number) for group in groups.values()]
+    return [cell for group in _turn(order, number) for cell in group]
+
+
+def _turn(items: list[_T], by: int) -> list[_T]:
+    start = by % len(items) if items else 0
+    return items[start:] + items[:start]

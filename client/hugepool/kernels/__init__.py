@@ -1,0 +1,123 @@
+"""The computations that workers run: gathers, sparse products, and the limits they run against.
+
+A kernel is found by name with :func:`resolve` and called with operands in named
+roles and a row range. What each takes is told by its module: ``gather``, ``spmv``
+(``matvec``) and ``stream`` (``copy``, ``triad``, ``sum``, ``random_lines``).
+
+Nothing here imports numba or SciPy until a kernel that needs them is resolved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hugepool.kernels.base import CsrArrays, Kernel, Operands, Work, last_level_cache_bytes
+from hugepool.kernels.compiler import import_numba
+from hugepool.kernels.gather import FancyGather, NumbaGather, TakeGather
+from hugepool.kernels.spmv import NumbaMatvec, NumpyMatvec, ScipyMatvec, import_scipy_sparse
+from hugepool.kernels.stream import (
+    RandomLines,
+    numba_copy,
+    numba_sum,
+    numba_triad,
+    numpy_copy,
+    numpy_sum,
+    numpy_triad,
+)
+from hugepool_common.errors import InvalidSpecError, MissingExtraError
+
+__all__ = [
+    "CsrArrays",
+    "Kernel",
+    "Operands",
+    "Work",
+    "available",
+    "last_level_cache_bytes",
+    "names",
+    "resolve",
+]
+
+_KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
+    "gather": {
+        "numba": NumbaGather,
+        "take": TakeGather,
+        "fancy": FancyGather,
+        "fancy-store": lambda: FancyGather(store=True),
+    },
+    "matvec": {"numba": NumbaMatvec, "scipy": ScipyMatvec, "numpy": NumpyMatvec},
+    "copy": {"numba": numba_copy, "numpy": numpy_copy},
+    "triad": {"numba": numba_triad, "numpy": numpy_triad},
+    "sum": {"numba": numba_sum, "numpy": numpy_sum},
+    "random_lines": {"numba": RandomLines},
+}
+"""Implementations of every kernel, the one that ``auto`` takes first."""
+
+
+def names() -> list[str]:
+    """All kernels."""
+    return list(_KERNELS)
+
+
+def resolve(kernel: str, implementation: str = "auto") -> Kernel:
+    """Find a kernel by name.
+
+    Parameters
+    ----------
+    kernel
+        One of :func:`names`.
+    implementation
+        Which code; ``auto`` takes numba if it is installed, else the best without.
+
+    Raises
+    ------
+    InvalidSpecError
+        No such kernel or implementation.
+    MissingExtraError
+        It needs a package that is not installed.
+    """
+    choices = _implementations(kernel)
+    if implementation == "auto":
+        for candidate in choices:
+            try:
+                return _resolved(kernel, candidate)
+            except MissingExtraError as error:
+                missing = error
+        raise missing
+    if implementation not in choices:
+        raise InvalidSpecError(
+            f"{kernel} has no implementation {implementation!r}",
+            needed=f"one of auto {' '.join(choices)}",
+        )
+    return _resolved(kernel, implementation)
+
+
+def available(kernel: str) -> list[str]:
+    """Implementations that :func:`resolve` gives here, best first.
+
+    Raises
+    ------
+    InvalidSpecError
+        No such kernel.
+    """
+    found = []
+    for implementation in _implementations(kernel):
+        try:
+            _resolved(kernel, implementation)
+        except MissingExtraError:
+            continue
+        found.append(implementation)
+    return found
+
+
+def _implementations(kernel: str) -> dict[str, Callable[[], Kernel]]:
+    if kernel not in _KERNELS:
+        raise InvalidSpecError(f"no kernel {kernel!r}", needed=f"one of {' '.join(_KERNELS)}")
+    return _KERNELS[kernel]
+
+
+def _resolved(kernel: str, implementation: str) -> Kernel:
+    if implementation == "numba":
+        import_numba()
+    elif implementation == "scipy":
+        import_scipy_sparse()
+    return _KERNELS[kernel][implementation]()

@@ -1,0 +1,163 @@
+"""The desk for jobs: who may submit what, and what a worker's report means."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import get_args
+
+from hugepool_common.errors import InvalidSpecError, NotPermittedError
+from hugepool_common.messages import (
+    MAX_PARTS,
+    Failed,
+    Message,
+    Operand,
+    PartAccepted,
+    PartDone,
+    PartFailed,
+    PartOperand,
+    RegisterWorker,
+    ReportTiming,
+    SubmitJob,
+    TimingReported,
+    View,
+    WorkerRegistered,
+)
+from hugepool_common.spec import MAX_EXTENT
+from hugepool_server.array_desk import check_writable
+from hugepool_server.jobs import Assignment, Job, clipped, no_workers
+from hugepool_server.leases import Asker
+from hugepool_server.state import State
+
+MAX_OPERANDS = 16
+"""Most operands of a job: all of them go into one RunPart frame."""
+
+_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class JobDesk:
+    """Takes jobs and reports, and gives parts to workers."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def settle(self, now_ns: int) -> None:
+        """After every event: no job without a worker, no idle worker while a part waits."""
+        jobs = self._state.jobs
+        if not jobs.workers:
+            for job in jobs.live:
+                self.fail(job, Failed.from_error(no_workers()))
+        for worker, notice in jobs.assign(now_ns):
+            for operand in notice.operands:
+                self._state.leases.hold(
+                    worker.session, operand.segment.segment_id, readonly=not operand.writable
+                )
+            self._state.notify(worker.session, notice)
+
+    def fail(self, job: Job, error: Failed) -> None:
+        """End a job that will not be done; its workers report in vain."""
+        self._state.jobs.finish(job, failed=True)
+        self._state.reply(job.asker, error)
+
+    def register_worker(self, asker: Asker, request: RegisterWorker, now_ns: int) -> Message:
+        """Make the session a worker."""
+        return WorkerRegistered(self._state.jobs.register(asker.session, request.cpus).number)
+
+    def submit_job(self, asker: Asker, request: SubmitJob, now_ns: int) -> Message | None:
+        """Queue a job whose operands are there and permitted."""
+        check_submission(request)
+        operands = tuple(self._found_operand(asker, operand) for operand in request.operands)
+        self._state.jobs.submit(request, operands, asker)
+        return None
+
+    def _found_operand(self, asker: Asker, operand: Operand) -> PartOperand:
+        found = self._state.registry.find(operand.name)
+        if operand.writable:
+            check_writable(found)
+            sessions = [lease.session for lease in self._state.leases.writers(found.segment_id)]
+            if asker.session not in (found.owner, *sessions):
+                raise NotPermittedError(
+                    f"operand {operand.role} is not writable for this session",
+                    where=found.name,
+                    needed="a writable lease",
+                    remedy="attach it with readonly=False first",
+                )
+        return PartOperand(operand.role, found.spec, found.segment, operand.writable, operand.view)
+
+    def part_done(self, asker: Asker, request: PartDone, now_ns: int) -> Message:
+        """Take a result; with the last one the job is done."""
+        taken = self._taken(asker, request)
+        if taken is None:
+            return PartAccepted(stale=True)
+        self._state.jobs.part_done(taken, request.timing)
+        if taken.job.done:
+            self._state.jobs.finish(taken.job, failed=False)
+            self._state.reply(taken.job.asker, taken.job.result(now_ns))
+        return PartAccepted(stale=False)
+
+    def part_failed(self, asker: Asker, request: PartFailed, now_ns: int) -> Message:
+        """Take an error; it is the job's."""
+        taken = self._taken(asker, request)
+        if taken is None:
+            return PartAccepted(stale=True)
+        self.fail(taken.job, request.error)
+        return PartAccepted(stale=False)
+
+    def report_timing(self, asker: Asker, request: ReportTiming, now_ns: int) -> Message:
+        """Keep a user's own timing, under the process that it is known to come from."""
+        worker = self._state.jobs.worker_of(asker.session)
+        number = 0 if worker is None else worker.number
+        timing = clipped(request.timing, pid=asker.session.identity.pid, worker=number)
+        self._state.jobs.timings.append(timing)
+        return TimingReported()
+
+    def _taken(self, asker: Asker, report: PartDone | PartFailed) -> Assignment | None:
+        return self._state.jobs.take_report(asker.session, report.job, report.part, report.epoch)
+
+
+def check_submission(request: SubmitJob) -> None:
+    """Refuse a job that no worker could run, whatever its operands are.
+
+    Raises
+    ------
+    InvalidSpecError
+        A word is too long or odd, a role is named twice, a view does not exist or
+        would lose what is written, or the rows are no partition.
+    """
+    for word in (request.kernel, request.implementation, *(op.role for op in request.operands)):
+        if not _WORD.fullmatch(word):
+            raise InvalidSpecError(
+                f"{word[:80]!r} names no kernel, implementation or role",
+                needed="1 to 64 of A-Z a-z 0-9 _ . : -",
+            )
+    if len(request.operands) > MAX_OPERANDS:
+        raise InvalidSpecError(
+            "too many operands", needed=f"at most {MAX_OPERANDS}", had=str(len(request.operands))
+        )
+    if len({op.role for op in request.operands}) < len(request.operands):
+        raise InvalidSpecError("two operands have the same role", where=request.kernel)
+    for op in request.operands:
+        if op.view not in get_args(View):
+            raise InvalidSpecError(
+                f"operand {op.role} has no such view",
+                needed=" or ".join(get_args(View)),
+                had=str(op.view)[:80],
+            )
+        if op.writable and op.view != "shared":
+            raise InvalidSpecError(
+                f"operand {op.role} would be written in a private copy",
+                had=op.view,
+                remedy="use view shared for what a kernel writes",
+            )
+    _check_rows(request.rows)
+
+
+def _check_rows(rows: tuple[int, ...]) -> None:
+    if not 2 <= len(rows) <= MAX_PARTS + 1:
+        raise InvalidSpecError(
+            "wrong number of row bounds", needed=f"2 to {MAX_PARTS + 1}", had=str(len(rows))
+        )
+    if rows[0] != 0 or rows[-1] > MAX_EXTENT or any(a > b for a, b in pairwise(rows)):
+        raise InvalidSpecError(
+            "the row bounds are no partition", needed="0 first, none below the one before"
+        )

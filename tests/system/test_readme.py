@@ -1,0 +1,88 @@
+"""Every code block of the README is run: shells as processes, scripts in order against them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from support.service import Service
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+SCRIPTS = [text for language, text in BLOCKS if language == "python"]
+LINES = [
+    shlex.split(line, comments=True)
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.splitlines()
+]
+SERVICES = [line for line in LINES if line[1:2] in (["serve"], ["worker"])]
+COMMANDS = [line for line in LINES if line[0] == "hugepool" and line not in SERVICES]
+BIN = sysconfig.get_path("scripts")
+
+
+def test_the_languages_are_known() -> None:
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+
+
+def test_scripts_run_in_order_as_in_three_shells(service: Service) -> None:
+    environment = {"HUGEPOOL_RUNTIME_DIR": str(service.directory), "HUGEPOOL_ADDRESS": ""}
+    assert [line[1] for line in SERVICES] == ["serve", "worker"]
+    serve = service.spawn(f"{BIN}/hugepool", *SERVICES[0][1:], **environment)
+    assert serve.stdout is not None
+    assert serve.stdout.readline().strip() == service.address
+    service.spawn(f"{BIN}/hugepool", *SERVICES[1][1:], **environment)
+    assert len(SCRIPTS) == 3
+    outputs = []
+    for script in SCRIPTS:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    private, first, second = outputs
+    assert "<SharedArray 'x' (5000000,) float64 40 MB sealed" in private
+    assert "on 2 worker(s)" in first
+    total = float(re.search(r"sum ([0-9.e+]+)", first)[1])  # type: ignore[index]
+    assert float(second.split()[0]) == pytest.approx(total)
+    assert re.findall(r"^(\w+) \(", second, re.MULTILINE) == ["A", "x"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands(command: list[str]) -> None:
+    done = subprocess.run(
+        [f"{BIN}/hugepool", *command[1:]],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=ROOT,
+    )
+    assert done.returncode in ((0, 4) if "doctor" in command else (0,)), done.stderr
+    assert done.stdout
+
+
+def test_what_the_rest_of_the_shell_lines_name_exists() -> None:
+    for line in LINES:
+        if line in SERVICES or line in COMMANDS:
+            continue
+        if line[0].startswith("scripts/"):
+            assert os.access(ROOT / line[0], os.X_OK)
+        else:
+            assert line[0] in {"sudo", "pip"}, line
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import typing
+
+import msgpack
+import pytest
+
+from hugepool_common import wire
+from hugepool_common.errors import ProtocolError
+from hugepool_common.messages import (
+    Attach,
+    CreateArray,
+    FromCoordinator,
+    List,
+    Message,
+    Request,
+    TimingReported,
+)
+from hugepool_common.spec import ArraySpec
+
+HEAD = [bytes([wire.VERSION]), (7).to_bytes(8, "little")]
+
+
+def test_a_message_comes_back_as_it_was() -> None:
+    request = CreateArray(ArraySpec("x", (3, 4), "<f8"), "on", "2M")
+    assert wire.decode_request(wire.encode(2**64 - 1, request)) == (2**64 - 1, request)
+
+
+def test_numbers_of_messages_are_unique_and_in_their_range() -> None:
+    numbers: dict[int, type] = {}
+    for kinds, low, high in ((Request, 1, 99), (FromCoordinator, 100, 299)):
+        for kind in typing.get_args(kinds):
+            number = kind.__struct_config__.tag
+            assert low <= number <= high, kind
+            assert number not in numbers, (kind, numbers[number])
+            numbers[number] = kind
+
+
+def test_the_sides_do_not_read_each_others_messages() -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_request(wire.encode(1, TimingReported()))
+    with pytest.raises(ProtocolError):
+        wire.decode_from_coordinator(wire.encode(1, List()))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        HEAD,
+        [*HEAD, b"", b""],
+        [b"", HEAD[1], b"\x80"],
+        [HEAD[0], b"1234567", b"\x80"],
+        [bytes([wire.VERSION + 1]), HEAD[1], msgpack.packb({"m": 8})],
+        [*HEAD, b""],
+        [*HEAD, b"\x80"],
+        [*HEAD, b"\xc1"],
+        [*HEAD, msgpack.packb({"m": 8}) + b"\xc0"],
+        [*HEAD, msgpack.packb({"m": 99})],
+        [*HEAD, msgpack.packb({"m": "8"})],
+        [*HEAD, msgpack.packb({"m": 8, "extra": 1})],
+        [*HEAD, msgpack.packb({"m": 8, "after": 1})],
+        [*HEAD, msgpack.packb({"m": 3})],
+        [*HEAD, msgpack.packb({1: 2})],
+        [*HEAD, msgpack.packb({"m": 8, "after": msgpack.ExtType(1, b"x")})],
+        [*HEAD, b"\x82\xa1m\x08\xa1m\x08"],
+        [*HEAD, b"\xdd\xff\xff\xff\xff"],
+        [*HEAD, b"\xdf\xff\xff\xff\xff"],
+        [*HEAD, b"\x91" * 60000],
+        [*HEAD, b"\x00" * (wire.MAX_BODY + 1)],
+    ],
+)
+def test_bad_frames_are_typed_errors(frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_request(frames)
+
+
+def test_the_correlation_of_a_bad_message_can_be_read() -> None:
+    assert wire.correlation_of([*HEAD, b"\xc1"]) == 7
+    assert wire.correlation_of(HEAD[:1]) is None
+    assert wire.correlation_of([b"", b"123"]) is None
+
+
+def test_a_message_too_long_for_a_frame_is_refused_by_its_sender() -> None:
+    with pytest.raises(ProtocolError, match="too long"):
+        wire.encode(1, Attach("x" * wire.MAX_BODY))
+
+
+def test_messages_cannot_be_changed() -> None:
+    message: Message = Attach("x")
+    with pytest.raises(AttributeError):
+        message.name = "y"  # type: ignore[attr-defined]

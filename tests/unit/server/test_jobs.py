@@ -1,0 +1,412 @@
+"""Jobs, parts, epochs and workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from hugepool_common import wire
+from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NoWorkersError
+from hugepool_common.messages import (
+    MAX_PARTS,
+    Counted,
+    JobDone,
+    Operand,
+    PartOperand,
+    RunPart,
+    SubmitJob,
+    Timing,
+)
+from hugepool_server.events import Identity, MakeSegment
+from hugepool_server.job_desk import MAX_OPERANDS, check_submission
+from hugepool_server.jobs import MAX_CPU, Job, Jobs, Worker, clipped
+from hugepool_server.leases import Asker, Session
+from support.coordination import array_spec, segment_of
+
+CLIENT = Session(1, b"client", Identity(1000, 1000, 10), "test")
+REPORT = Timing("gather", implementation="numba", wall_ns=5, worker=99, part=99, row_stop=99)
+
+
+def session(number: int) -> Session:
+    return Session(number, b"worker%d" % number, Identity(1000, 1000, 100 + number), "worker")
+
+
+def operand(segment_id: int, *, writable: bool = False) -> PartOperand:
+    spec = array_spec(f"a{segment_id}")
+    segment, _ = segment_of(MakeSegment(1, segment_id, spec, "try", "auto", ""))
+    return PartOperand("out" if writable else "x", spec, segment, writable, "shared")
+
+
+class Crowd:
+    """Jobs with some workers registered."""
+
+    def __init__(self, workers: int, *, max_jobs: int = 9, max_workers: int = 9) -> None:
+        self.all = Jobs(max_jobs=max_jobs, max_workers=max_workers)
+        self.sessions = [session(number) for number in range(2, 2 + workers)]
+        self.workers = [self.all.register(one, ()) for one in self.sessions]
+
+    def submit(self, parts: int, *operands: PartOperand) -> Job:
+        request = SubmitJob("gather", (), tuple(range(parts + 1)))
+        return self.all.submit(request, operands, Asker(CLIENT, 1))
+
+    def assign(self, now_ns: int = 1000) -> list[tuple[int, int, int, int]]:
+        """(worker, job, part, epoch) of what was sent."""
+        sent = self.all.assign(now_ns)
+        self.all.validate()
+        return [(w.number, run.job, run.part, run.epoch) for w, run in sent]
+
+    def report(self, worker: int, job: int, part: int, epoch: int = 1) -> bool:
+        """Report a part done; whether it was taken."""
+        taken = self.all.take_report(self.sessions[worker - 1], job, part, epoch)
+        if taken is not None:
+            self.all.part_done(taken, REPORT)
+            if taken.job.done:
+                self.all.finish(taken.job, failed=False)
+        self.all.validate()
+        return taken is not None
+
+
+# What may be submitted --------------------------------------------------------
+
+GOOD = SubmitJob(
+    "gather",
+    (Operand("x", "a"), Operand("idx", "b", view="heap"), Operand("out", "c", True)),
+    (0, 5, 5, 9),
+    "numba",
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rows": (0, 0)},
+        {"rows": (0, 1 << 48)},
+        {"rows": tuple(range(MAX_PARTS + 1))},
+        {"kernel": "my.package:kernel-2_x"},
+        {"kernel": "k" * 64},
+        {"operands": ()},
+        {"operands": tuple(Operand(f"r{k}", "a") for k in range(MAX_OPERANDS))},
+        {"operands": (Operand("x", "a"), Operand("out", "a", True))},
+    ],
+)
+def test_a_good_job_passes(change: dict[str, object]) -> None:
+    check_submission(msgspec.structs.replace(GOOD, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rows": ()}, "needed 2 to 129, had 0"),
+        ({"rows": (0,)}, "had 1"),
+        ({"rows": tuple(range(MAX_PARTS + 2))}, "had 130"),
+        ({"rows": (1, 2)}, "no partition"),
+        ({"rows": (-1, 2)}, "no partition"),
+        ({"rows": (0, 5, 4)}, "no partition"),
+        ({"rows": (0, (1 << 48) + 1)}, "no partition"),
+        ({"kernel": ""}, "names no kernel"),
+        ({"kernel": "k" * 65}, "names no kernel"),
+        ({"kernel": "os.system('x')"}, "names no kernel"),
+        ({"kernel": "gather\n"}, "names no kernel"),
+        ({"implementation": "a/b"}, "names no kernel"),
+        ({"operands": (Operand("", "a"),)}, "names no kernel"),
+        ({"operands": (Operand("x", "a"), Operand("x", "b"))}, "same role"),
+        ({"operands": (Operand("x", "a", False, "tape"),)}, "shared or heap or private"),  # type: ignore[arg-type]
+        ({"operands": (Operand("x", "a", True, "heap"),)}, "private copy"),
+        ({"operands": (Operand("x", "a", True, "private"),)}, "private copy"),
+        ({"operands": tuple(Operand(f"r{k}", "a") for k in range(17))}, "at most 16, had 17"),
+    ],
+)
+def test_a_bad_job_is_refused(change: dict[str, object], told: str) -> None:
+    with pytest.raises(InvalidSpecError, match=told):
+        check_submission(msgspec.structs.replace(GOOD, **change))
+
+
+# Assignment -------------------------------------------------------------------
+
+
+def test_parts_go_to_distinct_workers_and_the_rest_waits() -> None:
+    crowd = Crowd(2)
+    crowd.submit(3)
+    assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1)]
+    assert crowd.assign() == []
+    assert crowd.report(2, 1, 1)
+    assert crowd.assign() == [(2, 1, 2, 1)]
+
+
+def test_the_oldest_job_goes_first() -> None:
+    crowd = Crowd(3)
+    crowd.submit(2)
+    crowd.submit(2)
+    assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1), (3, 2, 0, 1)]
+    assert crowd.report(1, 1, 0)
+    assert crowd.assign() == [(1, 2, 1, 1)]
+
+
+def test_a_part_carries_its_rows_and_operands() -> None:
+    crowd = Crowd(1)
+    ops = (operand(1), operand(2, writable=True))
+    request = SubmitJob("gather", (), (0, 4, 9), "take")
+    crowd.all.submit(request, ops, Asker(CLIENT, 1))
+    ((worker, first),) = crowd.all.assign(5)
+    assert worker is crowd.workers[0]
+    assert first == RunPart(1, 0, 1, "gather", "take", ops, 0, 4)
+    crowd.report(1, 1, 0)
+    ((_, second),) = crowd.all.assign(6)
+    assert (second.part, second.row_start, second.row_stop) == (1, 4, 9)
+
+
+def test_the_result_has_timings_by_part_and_the_time_since_the_first_was_sent() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(3)
+    crowd.assign(1000)
+    crowd.report(2, 1, 1)
+    crowd.assign(2000)
+    crowd.report(2, 1, 2)
+    assert not job.done
+    crowd.report(1, 1, 0)
+    assert job.done
+    result = job.result(4500)
+    assert (result.job, result.wall_ns) == (1, 3500)
+    assert [timing.part for timing in result.timings] == [0, 1, 2]
+    assert [timing.worker for timing in result.timings] == [1, 2, 2]
+    assert (crowd.all.done_count, crowd.all.failed_count, crowd.all.live) == (1, 0, ())
+
+
+def test_a_timing_carries_what_the_coordinator_knows() -> None:
+    crowd = Crowd(1)
+    crowd.submit(2)
+    crowd.assign()
+    crowd.report(1, 1, 0)
+    (timing,) = crowd.all.timings
+    assert (timing.worker, timing.pid, timing.part) == (1, 102, 0)
+    assert (timing.row_start, timing.row_stop) == (0, 1)
+    assert (timing.label, timing.wall_ns) == ("gather", 5)
+
+
+# Epochs -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("worker", "job", "part", "epoch"),
+    [(2, 1, 0, 1), (1, 2, 0, 1), (1, 1, 1, 1), (1, 1, 0, 2), (1, 1, 0, 0), (3, 1, 0, 1)],
+)
+def test_only_the_worker_that_was_sent_a_part_may_report_it(
+    worker: int, job: int, part: int, epoch: int
+) -> None:
+    crowd = Crowd(3)
+    crowd.submit(2)
+    assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1)]
+    assert not crowd.report(worker, job, part, epoch)
+    assert crowd.assign() == [], "a stale report changed something"
+    assert crowd.report(1, 1, 0)
+
+
+def test_a_client_that_is_no_worker_reports_nothing() -> None:
+    crowd = Crowd(1)
+    crowd.submit(1)
+    crowd.assign()
+    assert crowd.all.take_report(CLIENT, 1, 0, 1) is None
+
+
+def test_a_report_is_taken_once() -> None:
+    crowd = Crowd(1)
+    crowd.submit(2)
+    crowd.assign()
+    assert crowd.report(1, 1, 0)
+    assert not crowd.report(1, 1, 0)
+    assert crowd.workers[0].parts_done == 1
+
+
+def test_a_part_of_a_worker_that_goes_is_run_again_under_a_new_epoch() -> None:
+    crowd = Crowd(2)
+    crowd.submit(2)
+    crowd.assign()
+    crowd.all.unregister(crowd.sessions[0])
+    crowd.all.validate()
+    assert crowd.assign() == []
+    assert not crowd.report(1, 1, 0), "the dead worker spoke"
+    assert crowd.report(2, 1, 1)
+    assert crowd.assign() == [(2, 1, 0, 2)]
+    assert not crowd.report(2, 1, 0, epoch=1)
+    assert crowd.report(2, 1, 0, epoch=2)
+    assert crowd.all.live == ()
+
+
+def test_an_idle_worker_may_go_and_a_stranger_too() -> None:
+    crowd = Crowd(1)
+    crowd.all.unregister(CLIENT)
+    crowd.all.unregister(crowd.sessions[0])
+    assert crowd.all.workers == ()
+
+
+def test_reports_of_a_job_that_is_over_are_stale_and_free_the_worker() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(3)
+    crowd.assign()
+    crowd.all.finish(job, failed=True)
+    crowd.all.validate()
+    crowd.submit(2)
+    assert crowd.assign() == []
+    assert not crowd.report(1, 1, 0)
+    assert crowd.workers[0].parts_done == 0
+    assert crowd.assign() == [(1, 2, 0, 1)]
+    assert (crowd.all.done_count, crowd.all.failed_count) == (0, 1)
+
+
+def test_a_segment_that_is_still_written_for_an_ended_job_is_not_used() -> None:
+    crowd = Crowd(3)
+    job = crowd.submit(2, operand(1), operand(2, writable=True))
+    crowd.assign()
+    crowd.all.finish(job, failed=True)
+    crowd.submit(1, operand(2))
+    crowd.submit(1, operand(3))
+    assert crowd.assign() == [(3, 3, 0, 1)]
+    crowd.report(1, 1, 0)
+    assert crowd.assign() == [], "another part may still write"
+    crowd.report(2, 1, 1)
+    assert crowd.assign() == [(1, 2, 0, 1)]
+
+
+def test_a_worker_that_goes_while_at_an_ended_job_no_longer_writes() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(1, operand(2, writable=True))
+    crowd.assign()
+    crowd.all.finish(job, failed=True)
+    crowd.submit(1, operand(2))
+    assert crowd.assign() == []
+    crowd.all.unregister(crowd.sessions[0])
+    assert crowd.assign() == [(2, 2, 0, 1)]
+
+
+# Workers and limits -----------------------------------------------------------
+
+
+def test_registering_again_only_tells_the_cpus() -> None:
+    crowd = Crowd(1)
+    assert crowd.all.register(crowd.sessions[0], (3,)) is crowd.workers[0]
+    assert crowd.workers[0].cpus == (3,)
+    assert crowd.all.worker_of(crowd.sessions[0]) is crowd.workers[0]
+    assert crowd.all.worker_of(CLIENT) is None
+
+
+@pytest.mark.parametrize("cpus", [(-1,), (0, MAX_CPU + 1)])
+def test_impossible_cpus_are_refused(cpus: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidSpecError):
+        Crowd(0).all.register(session(2), cpus)
+
+
+def test_worker_numbers_are_not_used_again() -> None:
+    crowd = Crowd(1, max_workers=1)
+    with pytest.raises(NotEnoughMemoryError, match="needed fewer than 1 workers, had 1"):
+        crowd.all.register(session(9), ())
+    crowd.all.unregister(crowd.sessions[0])
+    assert crowd.all.register(session(9), ()).number == 2
+
+
+def test_a_job_needs_a_worker_and_room() -> None:
+    crowd = Crowd(0)
+    with pytest.raises(NoWorkersError, match="needed 1 worker, had 0"):
+        crowd.submit(1)
+    crowd = Crowd(1, max_jobs=1)
+    crowd.submit(1)
+    with pytest.raises(NotEnoughMemoryError, match="needed fewer than 1 jobs, had 1"):
+        crowd.submit(1)
+
+
+def test_who_uses_and_writes_a_segment() -> None:
+    crowd = Crowd(1)
+    job = crowd.submit(1, operand(1), operand(2, writable=True))
+    assert [crowd.all.uses(number) for number in (1, 2, 3)] == [True, True, False]
+    assert [crowd.all.writes(number) for number in (1, 2, 3)] == [False, True, False]
+    assert not crowd.all.runs_on(crowd.sessions[0], 1)
+    crowd.assign()
+    assert crowd.all.runs_on(crowd.sessions[0], 1)
+    assert not crowd.all.runs_on(crowd.sessions[0], 3)
+    assert not crowd.all.runs_on(CLIENT, 1)
+    crowd.all.finish(job, failed=True)
+    assert not crowd.all.uses(1)
+    assert crowd.all.runs_on(crowd.sessions[0], 1), "it cannot be interrupted"
+
+
+def test_repr_tells_counts() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(3)
+    crowd.assign()
+    crowd.report(1, 1, 0)
+    assert repr(crowd.all) == "<Jobs: 1 jobs, 1 of 2 workers busy>"
+    assert repr(job) == "<Job 1 gather: 1 of 3 parts done>"
+
+
+def test_validate_sees_an_epoch_that_moved_under_work() -> None:
+    crowd = Crowd(1)
+    crowd.submit(1)
+    crowd.assign()
+    running = crowd.workers[0].running
+    assert running is not None
+    crowd.workers[0].running = replace(running, epoch=2)
+    with pytest.raises(AssertionError, match="epoch"):
+        crowd.all.validate()
+
+
+# Frames -----------------------------------------------------------------------
+
+HUGE = (1 << 64) - 1
+
+
+def largest_timing() -> Timing:
+    numbers = {
+        field.name: HUGE for field in msgspec.structs.fields(Timing) if field.type is not str
+    }
+    return Timing("\N{SNOWMAN}" * 5000, implementation="i" * 5000, tlb_note="n" * 5000, **numbers)
+
+
+def test_the_largest_result_fits_a_frame() -> None:
+    result = JobDone(HUGE, (clipped(largest_timing()),) * MAX_PARTS, HUGE)
+    assert len(wire.encode(1, result)[2]) <= wire.MAX_BODY
+
+
+def test_the_largest_stats_fit_a_frame() -> None:
+    all_ = Jobs(max_jobs=1, max_workers=512)
+    for number in range(512):
+        one = Session(number, b"%d" % number, Identity(HUGE, HUGE, (1 << 32) - 1), "")
+        worker = all_.register(one, (MAX_CPU,) * 8)
+        worker.parts_done = (1 << 32) - 1
+    for _ in range(100):
+        all_.timings.append(clipped(largest_timing()))
+    counts = {field.name: HUGE for field in msgspec.structs.fields(Counted) if field.type is int}
+    counted = Counted(
+        instance="f" * 16,
+        version="0" * 30,
+        workers=all_.describe_workers(),
+        timings=tuple(all_.timings),
+        **counts,
+    )
+    assert len(counted.timings) == 32
+    assert all(len(worker.cpus) == 8 for worker in counted.workers)
+    assert len(wire.encode(1, counted)[2]) <= wire.MAX_BODY
+
+
+def test_cpus_that_would_pass_a_frame_are_left_out() -> None:
+    all_ = Jobs(max_jobs=1, max_workers=512)
+    for number in range(5):
+        all_.register(session(number), tuple(range(1000)))
+    assert [worker.cpus for worker in all_.describe_workers()] == [()] * 5
+
+
+def test_texts_are_cut_at_whole_characters_and_known_numbers_win() -> None:
+    timing = clipped(Timing("\N{SNOWMAN}" * 50, tlb_note="ok", pid=5, nnz=6), pid=7)
+    assert timing.label == "\N{SNOWMAN}" * 21
+    assert (timing.tlb_note, timing.pid, timing.nnz) == ("ok", 7, 6)
+    assert clipped(Timing("a\udc80b")).label == "a?b"
+
+
+def test_worker_is_told_in_full() -> None:
+    crowd = Crowd(1)
+    crowd.submit(1)
+    crowd.assign()
+    (told,) = crowd.all.describe_workers()
+    assert (told.worker, told.pid, told.busy, told.parts_done) == (1, 102, True, 0)
+    assert isinstance(crowd.workers[0], Worker)
