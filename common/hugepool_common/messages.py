@@ -133,14 +133,14 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 # Requests ---------------------------------------------------------------------
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, tag=1):
     """Open a session. First message of every client."""
 
     client: str
     version: str
 
 
-class CreateArray(Message, tag=2):
+class CreateArray(Message, frozen=True, tag=2):
     """Make a segment for an array or matrix; writable by its creator until sealed."""
 
     spec: ArraySpec
@@ -150,54 +150,54 @@ class CreateArray(Message, tag=2):
     """Exactly this rung, or fail; empty walks the ladder."""
 
 
-class Attach(Message, tag=3):
+class Attach(Message, frozen=True, tag=3):
     """Take a lease on a named array."""
 
     name: str
     readonly: bool = True
 
 
-class Detach(Message, tag=4):
+class Detach(Message, frozen=True, tag=4):
     """Give a lease back."""
 
     lease: int
 
 
-class Seal(Message, tag=5):
+class Seal(Message, frozen=True, tag=5):
     """Make an array immutable. Refused while anybody maps it writable."""
 
     name: str
 
 
-class Destroy(Message, tag=7):
+class Destroy(Message, frozen=True, tag=7):
     """Remove the name; pages go when the last mapping goes."""
 
     name: str
 
 
-class List(Message, tag=8):
+class List(Message, frozen=True, tag=8):
     """Names in order, a page at a time."""
 
     after: str = ""
 
 
-class Describe(Message, tag=9):
+class Describe(Message, frozen=True, tag=9):
     """Everything known of one array."""
 
     name: str
 
 
-class Stats(Message, tag=10):
+class Stats(Message, frozen=True, tag=10):
     """Totals, workers, jobs."""
 
 
-class RegisterWorker(Message, tag=11):
+class RegisterWorker(Message, frozen=True, tag=11):
     """Offer this client's process for parts of jobs."""
 
     cpus: tuple[int, ...] = ()
 
 
-class SubmitJob(Message, tag=12):
+class SubmitJob(Message, frozen=True, tag=12):
     """Run a kernel over row partitions on workers; answered when all parts are done."""
 
     kernel: str
@@ -207,7 +207,7 @@ class SubmitJob(Message, tag=12):
     implementation: str = "auto"
 
 
-class PartDone(Message, tag=13):
+class PartDone(Message, frozen=True, tag=13):
     """A worker's report of one part."""
 
     job: int
@@ -216,7 +216,7 @@ class PartDone(Message, tag=13):
     timing: Timing
 
 
-class PartFailed(Message, tag=14):
+class PartFailed(Message, frozen=True, tag=14):
     """A worker could not do its part; the job fails with this error."""
 
     job: int
@@ -225,21 +225,21 @@ class PartFailed(Message, tag=14):
     error: Failed
 
 
-class ReportTiming(Message, tag=16):
+class ReportTiming(Message, frozen=True, tag=16):
     """A user's own timing."""
 
     timing: Timing
 
 
-class Shutdown(Message, tag=21):
+class Shutdown(Message, frozen=True, tag=21):
     """Drain and end the coordinator. Same uid, or root, only."""
 
 
-class Goodbye(Message, tag=22):
+class Goodbye(Message, frozen=True, tag=22):
     """Close the session and everything that it held."""
 
 
-class Cancel(Message, tag=23):
+class Cancel(Message, frozen=True, tag=23):
     """Give up an own CreateArray or SubmitJob under way, by its correlation id."""
 
     request: int
@@ -248,7 +248,7 @@ class Cancel(Message, tag=23):
 # Replies ----------------------------------------------------------------------
 
 
-class Failed(Message, tag=100):
+class Failed(Message, frozen=True, tag=100):
     """The error of a request, with its facts."""
 
     code: int
@@ -289,7 +289,7 @@ class Failed(Message, tag=100):
         return error
 
 
-class Welcome(Message, tag=101):
+class Welcome(Message, frozen=True, tag=101):
     """The session is open."""
 
     session: int
@@ -298,49 +298,49 @@ class Welcome(Message, tag=101):
     pid: int
 
 
-class ArrayCreated(Message, tag=102):
+class ArrayCreated(Message, frozen=True, tag=102):
     """The segment is made, proved and published; the creator holds `lease`."""
 
     lease: int
     array: ArrayInfo
 
 
-class Attached(Message, tag=103):
+class Attached(Message, frozen=True, tag=103):
     """A lease and what to map."""
 
     lease: int
     array: ArrayInfo
 
 
-class Detached(Message, tag=104):
+class Detached(Message, frozen=True, tag=104):
     """The lease is gone."""
 
 
-class Sealed(Message, tag=105):
+class Sealed(Message, frozen=True, tag=105):
     """The array is immutable from here on."""
 
     array: ArrayInfo
 
 
-class Destroyed(Message, tag=107):
+class Destroyed(Message, frozen=True, tag=107):
     """The name is free."""
 
 
-class Listed(Message, tag=108):
+class Listed(Message, frozen=True, tag=108):
     """One page of arrays; ``more`` says that names follow the last one here."""
 
     arrays: tuple[ArrayInfo, ...]
     more: bool
 
 
-class Described(Message, tag=109):
+class Described(Message, frozen=True, tag=109):
     """One array and the processes that hold leases on it."""
 
     array: ArrayInfo
     reader_pids: tuple[int, ...]
 
 
-class Counted(Message, tag=110):
+class Counted(Message, frozen=True, tag=110):
     """Totals of the coordinator."""
 
     instance: str
@@ -360,13 +360,13 @@ class Counted(Message, tag=110):
     """The newest reports, oldest first."""
 
 
-class WorkerRegistered(Message, tag=111):
+class WorkerRegistered(Message, frozen=True, tag=111):
     """The process is a worker now."""
 
     worker: int
 
 
-class JobDone(Message, tag=112):
+class JobDone(Message, frozen=True, tag=112):
     """All parts are done; their timings in order of parts."""
 
     job: int
@@ -375,25 +375,25 @@ class JobDone(Message, tag=112):
     """From the first part sent to the last report received."""
 
 
-class PartAccepted(Message, tag=113):
+class PartAccepted(Message, frozen=True, tag=113):
     """A part's report was taken, or refused because its epoch is over."""
 
     stale: bool
 
 
-class TimingReported(Message, tag=116):
+class TimingReported(Message, frozen=True, tag=116):
     """Noted."""
 
 
-class ShuttingDown(Message, tag=121):
+class ShuttingDown(Message, frozen=True, tag=121):
     """The coordinator drains and ends."""
 
 
-class GoodbyeSaid(Message, tag=122):
+class GoodbyeSaid(Message, frozen=True, tag=122):
     """The session is closed."""
 
 
-class Cancelled(Message, tag=123):
+class Cancelled(Message, frozen=True, tag=123):
     """The request was being worked on and will fail with CANCELLED, or was over already."""
 
     found: bool
@@ -402,14 +402,14 @@ class Cancelled(Message, tag=123):
 # Notices ----------------------------------------------------------------------
 
 
-class CreateProgress(Message, tag=201):
+class CreateProgress(Message, frozen=True, tag=201):
     """How far the pages of an array under way are."""
 
     done_bytes: int
     total_bytes: int
 
 
-class RunPart(Message, tag=202):
+class RunPart(Message, frozen=True, tag=202):
     """Do one part of a job."""
 
     job: int
@@ -422,13 +422,13 @@ class RunPart(Message, tag=202):
     row_stop: int
 
 
-class DropSegment(Message, tag=203):
+class DropSegment(Message, frozen=True, tag=203):
     """Unmap a segment that was destroyed; a worker keeps operands mapped between jobs."""
 
     segment_id: int
 
 
-class CoordinatorStopping(Message, tag=204):
+class CoordinatorStopping(Message, frozen=True, tag=204):
     """The coordinator ends; workers end with it."""
 
 

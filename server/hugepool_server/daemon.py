@@ -21,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import zmq
-from hugepool_common.pages import read_host
 
 from hugepool_common import paths, wire
 from hugepool_common._version import __version__
 from hugepool_common.errors import HugepoolError, ProtocolError
 from hugepool_common.messages import CreateProgress, Failed, Message
+from hugepool_common.pages import read_host
 from hugepool_server import events
 from hugepool_server.backends import select
 from hugepool_server.backends.base import SegmentRequest

@@ -51,8 +51,7 @@ def test_a_message_with_flipped_bytes(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ProtocolError):
-        _, message = wire.decode_request([*frames[:2], bytes(body)])
-        assert isinstance(message, CreateArray) or message is not None
+        wire.decode_request([*frames[:2], bytes(body)])
 
 
 SPECS = st.builds(

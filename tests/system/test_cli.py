@@ -1,4 +1,4 @@
-"""The installed ``hugepool`` and ``hugepoold`` programs: streams, exit statuses, one-line errors."""
+"""The installed ``hugepool`` and ``hugepoold``: streams, exit statuses, one-line errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from support.service import Service
 
 import hugepool
 from hugepool.worker import parse_cpus
+from support.service import Service
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.host import require
 
 from hugepool_common.units import MIB
+from support.host import require
 
 HUGEPOOL = str(Path(sysconfig.get_path("scripts")) / "hugepool")
 

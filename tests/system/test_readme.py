@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from support.service import Service
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from support.service import Service
 
 import hugepool
 from hugepool_common import wire
 from hugepool_common.messages import Failed, Hello, Stats
+from support.service import Service
 
 OWNER = """
 import signal, numpy as np, hugepool
@@ -127,7 +127,7 @@ def test_a_dead_client_loses_what_it_had_not_sealed(service: Service) -> None:
             assert names(pool) == ["x"]
             before = pool.stats().sessions
             os.kill(owner.pid, signal.SIGKILL)
-            wait_for(lambda: pool.stats().sessions == before - 1)
+            wait_for(lambda before=before: pool.stats().sessions == before - 1)
             assert names(pool) == left
 
 

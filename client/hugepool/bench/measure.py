@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from hugepool.bench.operands import Placement
 from hugepool.pool import Pool
 from hugepool.timings import JobTimings
 from hugepool_common.errors import JobFailedError
+from hugepool_common.messages import View
 
 Progress = Callable[[str], None]
 """Called with what was just measured."""
@@ -83,7 +84,7 @@ class Cell:
         return len(self.rows) - 1
 
     def run(
-        self, pool: Pool, *, implementation: str = "", shared: Sequence[str] = ()
+        self, pool: Pool, *, implementation: str = "", shared: Collection[str] = ()
     ) -> JobTimings:
         """Run once.
 
@@ -94,13 +95,12 @@ class Cell:
         shared
             Roles to leave shared where the placement would copy them.
         """
-        views = {role: self.placement.view for role in self.operands if role not in shared}
         timings = pool.run(
             self.kernel,
             self.operands,
             self.rows,
             implementation=implementation or self.implementation,
-            views=views,
+            views=self.views(shared),
             writes=self.writes,
         )
         self.nbytes, self.elements = timings.nbytes, timings.elements

@@ -27,8 +27,6 @@ from hugepool.pool import Pool
 from hugepool_common.errors import NotEnoughMemoryError, NotEnoughPagesError
 from hugepool_common.pages import read_host
 
-CaseSource = tuple[str, Callable[[], Case]]
-
 
 class Suite:
     """Runs the cases of :class:`BenchOptions` in a pool whose workers are started.
@@ -46,20 +44,30 @@ class Suite:
         self._options = options
         self._matrix = matrix
         self._progress = progress
+        self._backings: tuple[str, ...] = ()
         self._kept_x: dict[tuple[str, int], SharedArray] = {}
         self.cells: list[CellResult] = []
         self.limits: list[LimitResult] = []
         self.missing: list[Missing] = []
         self.notes: list[str] = []
 
+    def prepare(self) -> None:
+        """Choose the backings that fit into memory, before anything is made.
+
+        Raises
+        ------
+        NotEnoughMemoryError
+            None fits.
+        """
+        self._backings = self._what_fits()
+        self._note_kernels()
+
     def run(self) -> None:
         """Run everything; whatever happens, nothing that was made is left."""
-        backings = self._what_fits()
-        self._note_kernels()
         try:
             for pattern in self._patterns():
                 self._progress(f"{pattern}: making inputs")
-                self._run_case(self._case(pattern), backings)
+                self._run_case(self._case(pattern), self._backings)
         finally:
             self._drop_x(lambda key: True)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.extras import need
 
 from hugepool import kernels
 from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError, MissingExtraError
 from hugepool_common.spec import ITEM_SIZES
+from support.extras import need
 
 Array = np.ndarray[Any, Any]
 STRICT = ("numba", "take")
@@ -224,9 +224,7 @@ def test_operands_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("implementation", [*STRICT, "fancy"])
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 2), (0, 11), (11, 11)])
-def test_row_ranges_that_do_not_fit_are_refused(
-    implementation: str, start: int, stop: int
-) -> None:
+def test_row_ranges_that_do_not_fit_are_refused(implementation: str, start: int, stop: int) -> None:
     with pytest.raises(InvalidSpecError):
         _kernel(implementation)(_refused(), start, stop)
 

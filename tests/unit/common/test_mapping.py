@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from hugepool_common import linux, mapping, reservation
+from hugepool_common.errors import (
+    ArrayBusyError,
+    CancelledError,
+    DetachedError,
+    InvalidSpecError,
+    NotEnoughMemoryError,
+    NotPermittedError,
+    SegmentChangedError,
+)
+from hugepool_common.mapping import Mapping
+from hugepool_common.spec import Part, Segment
+from hugepool_common.units import KIB, MIB
+from support.host import Mounts, require
+
+LENGTH = 4 * MIB
+WHOLE = Part("array", "<f8", (LENGTH // 8,), 0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """An open, allocated file of 4 MiB on /dev/shm, without a name."""
+    fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.posix_fallocate(fd, 0, LENGTH)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    """A published segment of 4 MiB on /dev/shm."""
+    path = f"/dev/shm/hugepool-test-{os.getpid()}.segment"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    os.posix_fallocate(fd, 0, LENGTH)
+    status = os.fstat(fd)
+    os.close(fd)
+    yield Segment(1, path, status.st_dev, status.st_ino, status.st_uid, LENGTH, 4 * KIB, "shm-4k")
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+def _areas(inode: int) -> int:
+    with open("/proc/self/maps") as lines:
+        return sum(line.split()[4] == str(inode) for line in lines)
+
+
+def _changed(segment: Segment, **fields: Any) -> Segment:
+    return Segment(
+        **{**{name: getattr(segment, name) for name in segment.__struct_fields__}, **fields}
+    )
+
+
+def _collapsed(fd: int) -> None:
+    require("collapse", linux.probe_advice(linux.MADV_COLLAPSE), "needs Linux 6.1")
+    with Mapping.over(fd, LENGTH, page_size=4 * KIB) as made:
+        made.populate(True)
+        linux.advise(made.address, LENGTH, linux.MADV_HUGEPAGE)
+        try:
+            linux.advise(made.address, LENGTH, linux.MADV_COLLAPSE)
+        except OSError as error:
+            require("collapse", False, str(error))
+
+
+def test_a_mapping_is_aligned_and_shows_the_file(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        assert made.address % (2 * MIB) == 0
+        array = made.array(WHOLE)
+        assert array.ctypes.data == made.address
+        array[-1] = 7.5
+        assert numpy.frombuffer(os.pread(file, 8, LENGTH - 8))[0] == 7.5
+        del array
+
+
+def test_every_view_counts_until_it_dies(file: int) -> None:
+    made = Mapping.over(file, LENGTH, page_size=4 * KIB)
+    assert made.live_arrays() == 0
+    array = made.array(WHOLE)
+    assert made.live_arrays() == 1
+    held: list[Any] = [array[::2], array.reshape(2, -1), array.reshape(2, -1).T[1:][::2]]
+    assert made.live_arrays() == 4
+    del array
+    assert made.live_arrays() == 3
+    held.append(memoryview(held[0]))
+    held.append(numpy.from_dlpack(held[0]))
+    held.append(numpy.asmatrix(held[1]))
+    assert made.live_arrays() > 3
+    with pytest.raises(ArrayBusyError, match="still in use"):
+        made.close()
+    assert held[0].sum() == 0
+    while held:
+        assert made.live_arrays() > 0
+        held.pop()
+    assert made.live_arrays() == 0
+    made.close()
+
+
+def test_close_unmaps_at_once_and_twice_does_nothing(file: int) -> None:
+    inode = os.fstat(file).st_ino
+    made = Mapping.over(file, LENGTH, page_size=4 * KIB)
+    assert _areas(inode) == 1
+    made.close()
+    assert _areas(inode) == 0
+    made.close()
+    assert made.closed
+    assert made.live_arrays() == 0
+    assert repr(made) == "<Mapping closed>"
+    for use in (lambda: made.array(WHOLE), lambda: made.populate(False), made.prove):
+        with pytest.raises(DetachedError):
+            use()
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_the_last_view_unmaps(file: int, charged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not charged:  # as under vm.overcommit_memory=2
+        monkeypatch.setattr(
+            mapping, "reserve", lambda length, writable: reservation._reserve_uncharged(length)
+        )
+    inode = os.fstat(file).st_ino
+    made = Mapping.over(file, LENGTH, page_size=4 * KIB)
+    view = made.array(WHOLE)[5:10]
+    del made
+    gc.collect()
+    assert _areas(inode) == 1
+    view[:] = 1
+    assert view.sum() == 5
+    del view
+    gc.collect()
+    assert _areas(inode) == 0
+    made = Mapping.over(file, LENGTH, page_size=4 * KIB)
+    made.close()
+    assert _areas(inode) == 0
+
+
+def test_an_error_under_way_is_not_hidden_by_its_own_arrays(file: int) -> None:
+    with pytest.raises(KeyError), Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        array = made.array(WHOLE)
+        raise KeyError
+    with pytest.raises(ArrayBusyError), made:
+        pass
+    del array
+    made.close()
+
+
+def test_a_reader_cannot_write(segment: Segment) -> None:
+    with Mapping.open(segment) as made:
+        array = made.array(WHOLE)
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+        with pytest.raises(OSError, match="Permission denied"):
+            _protect(made.address, LENGTH, linux.PROT_READ | linux.PROT_WRITE)
+        del array
+
+
+def test_a_writer_is_seen_by_a_reader(segment: Segment) -> None:
+    with Mapping.open(segment, writable=True) as writer, Mapping.open(segment) as reader:
+        ours, theirs = writer.array(WHOLE), reader.array(WHOLE)
+        ours[3] = 4
+        assert theirs[3] == 4
+        del ours, theirs
+
+
+def test_a_private_mapping_reads_and_is_not_writable(segment: Segment) -> None:
+    with Mapping.open(segment, private=True) as made:
+        array = made.array(WHOLE)
+        assert array.sum() == 0
+        assert not array.flags.writeable
+        del array
+    with pytest.raises(InvalidSpecError):
+        Mapping.open(segment, private=True, writable=True)
+
+
+@pytest.mark.parametrize("field", ["device", "inode", "owner_uid", "length"])
+def test_another_file_is_refused(segment: Segment, field: str) -> None:
+    step = 4 * KIB if field == "length" else 1
+    wrong = _changed(segment, **{field: getattr(segment, field) + step})
+    with pytest.raises(SegmentChangedError, match="not the segment"):
+        Mapping.open(wrong)
+
+
+def test_a_segment_that_is_gone_was_destroyed(segment: Segment) -> None:
+    os.unlink(segment.path)
+    with pytest.raises(SegmentChangedError, match="destroyed"):
+        Mapping.open(segment)
+
+
+def test_planted_things_are_refused(segment: Segment, tmp_path: Path) -> None:
+    link, fifo = tmp_path / "link", tmp_path / "fifo"
+    link.symlink_to(segment.path)
+    os.mkfifo(fifo)
+    for path in (link, fifo, tmp_path):
+        with pytest.raises(SegmentChangedError):
+            Mapping.open(_changed(segment, path=str(path)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"path": "relative"},
+        {"length": 0},
+        {"length": -4096},
+        {"length": 4097},
+        {"page_size": 0},
+        {"page_size": 3 * 4096},
+        {"length": 1 << 60},
+    ],
+)
+def test_a_segment_that_cannot_be_is_refused(segment: Segment, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpecError):
+        Mapping.open(_changed(segment, **fields))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part("array", "<f8", (LENGTH // 8 + 1,), 0),
+        Part("array", "<f8", (1,), LENGTH),
+        Part("array", "<f8", (1,), -8),
+        Part("array", "<f8", (1,), 4),
+        Part("array", "O", (1,), 0),
+        Part("array", "<f8", (-1,), 0),
+    ],
+)
+def test_a_part_outside_the_segment_is_refused(file: int, part: Part) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made, pytest.raises(InvalidSpecError):
+        made.array(part)
+
+
+def test_shapes_come_out_as_asked(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        for shape in ((), (0,), (3, 0, 5), (2, 3), (1,) * 64):
+            array = made.array(Part("array", "<i4", shape, 4096))
+            assert array.shape == shape
+            assert array.dtype == numpy.int32
+            del array
+
+
+def test_populate_reports_and_can_be_cancelled(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "POPULATE_SLICE", MIB)
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        seen: list[tuple[int, int]] = []
+        made.populate(True, progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(MIB * count, LENGTH) for count in (1, 2, 3, 4)]
+        seen.clear()
+        cancel = threading.Event()
+        with pytest.raises(CancelledError):
+            made.populate(
+                True,
+                cancel=cancel,
+                progress=lambda done, total: (seen.append((done, total)), cancel.set())[0],
+            )
+        assert seen == [(MIB, LENGTH)]
+
+
+def test_populate_of_a_range_leaves_the_rest(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        assert made.prove()[:2] == (0, 0)
+        made.populate(True, start=MIB, stop=2 * MIB)
+        huge_bytes, present_bytes, _ = made.prove()
+        assert (huge_bytes, present_bytes) == (0, MIB)
+
+
+def test_populate_on_a_kernel_without_it_gives_pages_and_keeps_contents(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: int, length: int, advice: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    os.pwrite(file, b"kept", MIB)
+    monkeypatch.setattr(linux, "advise", refuse)
+    monkeypatch.setattr(linux, "probe_advice", lambda advice: False)
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        made.populate(True)
+        assert made.prove()[1] == LENGTH
+    assert os.pread(file, 4, MIB) == b"kept"
+    # The same on a file that has no room: an error, not SIGBUS.
+    os.ftruncate(file, 0)
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        with pytest.raises(NotEnoughMemoryError):
+            made.populate(True)
+        made.close()
+
+
+def test_pages_past_the_end_are_an_error_and_no_signal(file: int) -> None:
+    os.ftruncate(file, MIB)
+    with (
+        Mapping.over(file, LENGTH, page_size=4 * KIB) as made,
+        pytest.raises(NotEnoughMemoryError, match="no room"),
+    ):
+        made.populate(False)
+
+
+def test_base_pages_are_never_called_huge(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        linux.advise(made.address, LENGTH, linux.MADV_NOHUGEPAGE)
+        made.populate(True)
+        report = made.report("shm-4k", 4 * KIB)
+    assert (report.huge_bytes, report.present_bytes, report.length) == (0, LENGTH, LENGTH)
+
+
+def test_collapsed_pages_are_proved_by_both_methods(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _collapsed(file)
+    with Mapping.over(file, LENGTH, page_size=4 * KIB, writable=False) as made:
+        made.populate(False)
+        assert made.prove() in (
+            (LENGTH, LENGTH, "pagemap_scan"),
+            (LENGTH, LENGTH, "smaps"),
+        )
+
+        def refuse(address: int, length: int) -> tuple[int, int]:
+            raise OSError(25, "Inappropriate ioctl for device")
+
+        monkeypatch.setattr(linux, "scan_huge", refuse)
+        assert made.prove() == (LENGTH, LENGTH, "smaps")
+        assert str(made.report("shm-collapse", 2 * MIB)) == "shm-collapse (2M pages), 100 % huge"
+
+
+def test_a_misaligned_mapping_of_a_huge_file_is_not_huge(file: int) -> None:
+    _collapsed(file)
+    owner, base, unmap = reservation.reserve(LENGTH + 4 * MIB, writable=False)
+    address = -(-base // (2 * MIB)) * 2 * MIB + 4 * KIB
+    reservation.map_over(file, address, LENGTH, writable=False, private=False, owner=owner)
+    linux.advise(address, LENGTH, linux.MADV_POPULATE_READ)
+    assert linux.read_smaps(address, LENGTH) == (0, LENGTH)
+    assert linux.scan_huge(address, LENGTH) == (0, LENGTH)
+    del owner
+    unmap()
+
+
+def test_a_scan_counts_more_regions_than_its_vector_holds(file: int) -> None:
+    # Every second page present: 512 regions in 4 MiB, with 8 MiB more than one call returns.
+    os.posix_fallocate(file, 0, 3 * LENGTH)
+    with Mapping.over(file, 3 * LENGTH, page_size=4 * KIB) as made:
+        linux.advise(made.address, made.length, linux.MADV_NOHUGEPAGE)
+        for offset in range(0, made.length, 8 * KIB):
+            linux.advise(made.address + offset, 4 * KIB, linux.MADV_POPULATE_READ)
+        assert linux.scan_huge(made.address, made.length) == (0, made.length // 2)
+
+
+def test_a_refused_map_leaves_no_hole_for_a_stranger(
+    mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(mounts.hugetlbfs("pagesize=2M,size=2M")) / "sparse"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR)
+    os.ftruncate(fd, LENGTH)
+    plugged: list[tuple[int, int]] = []
+    plug = reservation._plug
+
+    def watch(address: int, length: int, owner: Any) -> None:
+        plug(address, length, owner)
+        inside = [
+            line
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
+        ]
+        plugged.append((len(inside), len(reservation._STRANDED)))
+
+    monkeypatch.setattr(reservation, "_plug", watch)
+    with pytest.raises(NotEnoughMemoryError):
+        Mapping.over(fd, LENGTH, page_size=2 * MIB)
+    os.close(fd)
+    assert plugged == [(1, 0)]
+
+
+def test_a_read_only_descriptor_gives_no_writable_mapping(segment: Segment) -> None:
+    fd = os.open(segment.path, os.O_RDONLY)
+    with pytest.raises(NotPermittedError):
+        Mapping.over(fd, LENGTH, page_size=4 * KIB, writable=True)
+    os.close(fd)
+    assert not reservation._STRANDED
+
+
+def test_no_address_space_is_a_memory_error(file: int) -> None:
+    with pytest.raises(MemoryError, match="no address space"):
+        reservation.reserve(1 << 60, writable=False)
+
+
+def test_smaps_of_others_do_not_count(tmp_path: Path) -> None:
+    text = """10000-20000 rw-s 00000000 00:01 1 /a
+Rss:                  64 kB
+ShmemPmdMapped:       64 kB
+Shared_Hugetlb:       32 kB
+18000-30000 rw-s 00000000 00:01 1 /b
+Rss:                  64 kB
+"""
+    (tmp_path / "smaps").write_text(text)
+    path = str(tmp_path / "smaps")
+    assert linux.read_smaps(0x10000, 0x10000, path) == (96 * KIB, 96 * KIB)
+    assert linux.read_smaps(0x10000, 0x8000, path) == (0, 0)
+
+
+def test_advice_is_probed_by_doing() -> None:
+    assert linux.probe_advice(mmap.MADV_DONTNEED)
+    assert not linux.probe_advice(99)
+
+
+def test_a_mapping_is_not_pickled(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made, pytest.raises(TypeError):
+        pickle.dumps(made)
+
+
+def _protect(address: int, length: int, protection: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(length), protection):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
