@@ -7,12 +7,14 @@ sockets and locks. Each watches the pid of its parent and ends with it.
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import IO
 
 from hugepool_common.errors import CoordinatorUnreachableError
 from hugepool_common.paths import RUNTIME_VARIABLE
@@ -34,18 +36,19 @@ class EmbeddedCoordinator:
 
     def __init__(self) -> None:
         base = os.environ.get("XDG_RUNTIME_DIR")
-        self._directory = tempfile.mkdtemp(
-            prefix="hugepool-", dir=base if base and os.access(base, os.W_OK) else None
-        )
-        # Its messages go to a file, not to the user's terminal nor to a pipe that nobody drains.
-        log_path = os.path.join(self._directory, "log")
+        if not base or not os.access(base, os.W_OK):
+            base = tempfile.gettempdir()
+        # The coordinator makes the directory and removes it, also if we are killed.
+        self._directory = os.path.join(base, f"hugepool-{secrets.token_hex(6)}")
         ready_reader, ready_writer = os.pipe()
-        try:
-            with open(log_path, "wb") as log:
+        # Its messages go to a file without a name: not to the user's terminal, nor
+        # to a pipe that nobody drains.
+        with tempfile.TemporaryFile() as log:
+            try:
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, "-m", "hugepool_server"),
-                        *("--runtime-dir", os.path.join(self._directory, "run")),
+                        *("--runtime-dir", self._directory),
                         *("--parent", str(os.getpid())),
                         *("--ready-fd", str(ready_writer)),
                     ],
@@ -55,11 +58,11 @@ class EmbeddedCoordinator:
                     pass_fds=[ready_writer],
                     start_new_session=True,  # Ctrl-C is for us to handle, then to pass on
                 )
-        finally:
-            os.close(ready_writer)
-        self.address = self._wait_ready(ready_reader, log_path)
+            finally:
+                os.close(ready_writer)
+            self.address = self._wait_ready(ready_reader, log)
 
-    def _wait_ready(self, reader: int, log_path: str) -> str:
+    def _wait_ready(self, reader: int, log: IO[bytes]) -> str:
         with open(reader, "rb") as ready:
             line = b""
             if select.select([ready], [], [], START_TIMEOUT_S)[0]:
@@ -68,9 +71,9 @@ class EmbeddedCoordinator:
             return line.decode().strip()
         self._process.kill()
         self._process.wait()
-        with open(log_path, encoding="utf-8", errors="replace") as log:
-            said = log.read().strip()
         shutil.rmtree(self._directory, ignore_errors=True)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()
         raise CoordinatorUnreachableError(
             "the private coordinator did not start", had=said[-1000:] or "no message"
         )
@@ -88,7 +91,7 @@ class EmbeddedCoordinator:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)  # if it was killed
 
 
 def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[bytes]:

@@ -118,7 +118,7 @@ def _directories(lines: list[MountLine], controller: str, root: str) -> list[tup
 
 def _below(path: str, mounted: str) -> str:
     """A group's path relative to the directory that is mounted."""
-    path = os.path.normpath("/" + path)
+    path = os.path.normpath("/" + path.lstrip("/"))
     # ".." leads out of a container's own view; its visible top is all there is.
     if mounted != "/" and (path + "/").startswith(mounted + "/"):
         path = path[len(mounted) :]

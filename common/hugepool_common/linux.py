@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import platform
@@ -55,11 +54,22 @@ _PERF_EXCLUDE_KERNEL = 1 << 5
 _PERF_EXCLUDE_HYPERVISOR = 1 << 6
 
 
+def require_linux() -> None:
+    """Refuse to go on elsewhere.
+
+    Raises
+    ------
+    UnsupportedPlatformError
+        This is not Linux.
+    """
+    if sys.platform != "linux":
+        raise UnsupportedPlatformError("hugepool needs Linux", had=sys.platform)
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     """The C library with the types of what we call; ``CDLL`` releases the GIL in every call."""
-    if sys.platform != "linux":
-        raise UnsupportedPlatformError("hugepool needs Linux", had=sys.platform)
+    require_linux()
     libc = ctypes.CDLL(None, use_errno=True)
     # Addresses as c_void_p: the default int would cut them to 32 bits.
     libc.mmap.restype = ctypes.c_void_p
@@ -204,7 +214,9 @@ def scan_huge(address: int, length: int) -> tuple[int, int]:
     OSError
         ENOTTY or EINVAL where the kernel has no such scan.
     """
-    _libc()
+    require_linux()
+    import fcntl  # not on every system that may import this module
+
     regions = (ctypes.c_ubyte * (_REGIONS * _REGION.size))()
     start, end = address, address + length
     huge_bytes = present_bytes = 0

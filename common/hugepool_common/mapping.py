@@ -148,6 +148,7 @@ class Mapping:
         NotEnoughMemoryError
             No address space or page tables for it.
         """
+        linux.require_linux()
         if writable and private:
             raise InvalidSpecError("a private mapping is read-only")
         _check_segment(segment)
@@ -225,7 +226,9 @@ class Mapping:
         """How many objects keep the mapping alive: arrays, views, memoryviews of them.
 
         NumPy gives every view the root array as base, whatever it was a view of,
-        so the root's reference count is the number of views.
+        so the root's reference count is the number of views. What holds a view
+        instead of the root (a memoryview, a DLPack capsule) keeps that view alive
+        and counted.
         """
         with self._lock:
             return 0 if self._root is None else self._references() - self._idle_references

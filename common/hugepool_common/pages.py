@@ -135,7 +135,13 @@ def read_host(root: str = "/", look: Callable[[str], Room | None] = measure) -> 
         Where ``proc`` and ``sys`` are found; another than ``/`` shows another host.
     look
         Measures a mounted directory.
+
+    Raises
+    ------
+    UnsupportedPlatformError
+        This is not Linux.
     """
+    linux.require_linux()
     lines = parse_mountinfo(_read(root, "proc/self/mountinfo"))
     memory = _meminfo(root)
     default_huge_page_size = memory.get("Hugepagesize", 2 * MIB)

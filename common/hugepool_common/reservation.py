@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import sys
 import weakref
 from collections.abc import Callable
 
@@ -23,7 +22,6 @@ from hugepool_common import linux
 from hugepool_common.errors import (
     NotEnoughMemoryError,
     NotPermittedError,
-    UnsupportedPlatformError,
 )
 from hugepool_common.units import format_bytes
 
@@ -60,8 +58,7 @@ def reserve(length: int, writable: bool) -> tuple[Owner, int, Callable[[], None]
     NotEnoughMemoryError
         There is no such address space.
     """
-    if sys.platform != "linux":
-        raise UnsupportedPlatformError("hugepool needs Linux", had=sys.platform)
+    linux.require_linux()
     protection = linux.PROT_READ | (linux.PROT_WRITE if writable else 0)
     try:
         holder = mmap.mmap(-1, length, flags=_ANONYMOUS, prot=protection)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 
 import zmq
@@ -64,26 +65,42 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._runtime = RuntimeDirectory(
-            config.runtime_directory, mode=config.directory_mode, group=config.group
-        )
-        self._directories = SegmentDirectories(group=config.group)
-        self._sweep()
-        self._raise_descriptor_limit()
-        self._core = Coordinator(
-            instance=secrets.token_hex(8), pid=os.getpid(), uid=os.geteuid(), version=__version__
-        )
-        self._makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
-        self._cancels: dict[int, threading.Event] = {}
-        self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._pidfds: dict[int, int] = {}
-        self._sessions_by_pidfd: dict[int, int] = {}
-        self._parent_fd = -1
-        self._running = True
-        self._context = zmq.Context()
-        self._router = self._bind()
         self.address = paths.address_of(config.runtime_directory)
+        with ExitStack() as undo:
+            # First of all: a signal from here on must not leave files behind.
+            self._signals = _SignalInbox(signal.SIGTERM, signal.SIGINT)
+            undo.callback(self._signals.close)
+            self._runtime = RuntimeDirectory(
+                config.runtime_directory, mode=config.directory_mode, group=config.group
+            )
+            undo.callback(self._runtime.close)
+            self._directories = SegmentDirectories(group=config.group)
+            undo.callback(self._directories.close)
+            self._sweep()
+            self._raise_descriptor_limit()
+            self._core = Coordinator(
+                instance=secrets.token_hex(8),
+                pid=os.getpid(),
+                uid=os.geteuid(),
+                version=__version__,
+            )
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._parent_fd = -1
+            self._pidfds: dict[int, int] = {}
+            self._sessions_by_pidfd: dict[int, int] = {}
+            undo.callback(self._close_descriptors)
+            self._context = zmq.Context()
+            undo.callback(self._context.destroy, linger=FLUSH_MS)
+            self._router = self._bind()
+            self._poller = zmq.Poller()
+            for source in (self._router, self._wake_fd, self._signals.fileno()):
+                self._poller.register(source, zmq.POLLIN)
+            self._makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
+            self._cancels: dict[int, threading.Event] = {}
+            self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
+            undo.callback(self._stop_makers)
+            self._running = True
+            self._undo = undo.pop_all()
 
     def _sweep(self) -> None:
         host = read_host()
@@ -140,59 +157,39 @@ class Daemon:
 
     def close(self) -> None:
         """Let the last replies out, remove every segment, the socket and the directory."""
-        for cancel in self._cancels.values():
+        self._undo.close()
+
+    def _stop_makers(self) -> None:
+        for cancel in list(self._cancels.values()):
             cancel.set()
         self._makers.shutdown(wait=True, cancel_futures=True)
-        self._router.close(linger=FLUSH_MS)
-        self._context.term()
-        self._directories.close()
-        self._runtime.close()
+
+    def _close_descriptors(self) -> None:
         for fd in (*self._pidfds.values(), self._wake_fd, self._parent_fd):
             if fd >= 0:
                 os.close(fd)
-        self._pidfds.clear()
-        self._wake_fd = self._parent_fd = -1
 
     # The loop -----------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until a signal, a Shutdown request or the end of the parent stops us."""
-        signals, signal_writer = socket.socketpair()
-        signals.setblocking(False)
-        signal_writer.setblocking(False)
-        old_wakeup = signal.set_wakeup_fd(signal_writer.fileno(), warn_on_full_buffer=False)
-        old_handlers = {
-            number: signal.signal(number, lambda *_: None)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        self._poller = zmq.Poller()
-        self._poller.register(self._router, zmq.POLLIN)
-        self._poller.register(self._wake_fd, zmq.POLLIN)
-        self._poller.register(signals.fileno(), zmq.POLLIN)
-        try:
-            self._watch_parent()
-            log.info("listening at %s", self.address)
-            while self._running:
-                ready = dict(self._poller.poll())
-                if signals.fileno() in ready:
-                    for number in signals.recv(64):
-                        self._handle(events.StopRequested(signal.Signals(number).name))
-                if self._parent_fd in ready:
-                    self._poller.unregister(self._parent_fd)
-                    self._handle(events.StopRequested("the parent process ended"))
-                if self._wake_fd in ready:
-                    self._take_outcomes()
-                # Before requests: a pid that is dead must not speak again.
-                for fd in [fd for fd in ready if fd in self._sessions_by_pidfd]:
-                    self._handle(events.ProcessExited(self._sessions_by_pidfd[fd]))
-                if self._router in ready:
-                    self._take_requests()
-        finally:
-            signal.set_wakeup_fd(old_wakeup)
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
-            signals.close()
-            signal_writer.close()
+        self._watch_parent()
+        log.info("listening at %s", self.address)
+        while self._running:
+            ready = dict(self._poller.poll())
+            if self._signals.fileno() in ready:
+                for name in self._signals.read():
+                    self._handle(events.StopRequested(name))
+            if self._parent_fd in ready:
+                self._poller.unregister(self._parent_fd)
+                self._handle(events.StopRequested("the parent process ended"))
+            if self._wake_fd in ready:
+                self._take_outcomes()
+            # Before requests: a pid that is dead must not speak again.
+            for fd in [fd for fd in ready if fd in self._sessions_by_pidfd]:
+                self._handle(events.ProcessExited(self._sessions_by_pidfd[fd]))
+            if self._router in ready:
+                self._take_requests()
 
     def _watch_parent(self) -> None:
         parent = self._config.parent_pid
@@ -352,6 +349,37 @@ class Daemon:
             self._post(events.SealRefused(effect.token, Failed.from_error(error)))
         else:
             self._post(events.SegmentSealed(effect.token, effect.segment))
+
+
+class _SignalInbox:
+    """Signals as something to poll: their names can be read once they arrived."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+
+    def fileno(self) -> int:
+        """Readable when a signal has come."""
+        return self._reader.fileno()
+
+    def read(self) -> list[str]:
+        """Names of the signals that have come."""
+        return [
+            signal.Signals(number).name
+            for number in self._reader.recv(64)
+            if number in self._old_handlers
+        ]
+
+    def close(self) -> None:
+        """Put the former handlers back."""
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
 
 
 def _identity(frame: zmq.Frame) -> events.Identity | None:

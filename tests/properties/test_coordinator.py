@@ -12,7 +12,13 @@ from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
@@ -53,12 +59,13 @@ from hugepool_server.events import (
     SegmentProgress,
     SegmentRefused,
     SegmentSealed,
+    Send,
 )
 from support.coordination import REFUSAL, Bench, Client, array_spec
 
-NAMES = st.sampled_from("abc")
+NAMES = st.sampled_from("ab")
 CHOICE = st.integers(0, 1 << 16)
-UIDS = st.sampled_from([1000, 1000, 1000, 1001, 0])
+UIDS = st.sampled_from([1000, 1000, 1000, 1000, 1001, 0])
 LIMITS = Limits(max_sessions=6, max_arrays=5, max_leases_per_session=4, max_jobs=4, max_workers=4)
 
 
@@ -72,13 +79,13 @@ class World(RuleBasedStateMachine):
         self.asked: dict[tuple[bytes, int], Request] = {}
         self.owed: set[tuple[bytes, int]] = set()
         self.sealed_ids: set[int] = set()
+        self.destroyed: set[int] = set()
         self.leases: dict[int, tuple[Client, int]] = {}
-        self.parts: dict[tuple[bytes, int, int, int], RunPart] = {}
+        self.writable: set[int] = set()
         self.epochs: dict[tuple[int, int], int] = {}
         self.at_work: dict[bytes, RunPart] = {}
         self.workers: set[bytes] = set()
         self.acknowledged: Counter[tuple[int, int]] = Counter()
-        self.replies_seen = 0
 
     # Bookkeeping --------------------------------------------------------------
 
@@ -111,6 +118,7 @@ class World(RuleBasedStateMachine):
                     segment_id = operand.segment.segment_id
                     assert segment_id not in self.bench.unlinked
                     assert not (operand.writable and segment_id in self.sealed_ids)
+                    assert segment_id not in self.written_late(), "a torn operand"
                 self.epochs[part.job, part.part] = part.epoch
                 self.at_work[client.peer] = part
 
@@ -122,6 +130,9 @@ class World(RuleBasedStateMachine):
                 assert segment_id not in self.bench.unlinked
                 assert reply.lease not in self.leases
                 self.leases[reply.lease] = client, segment_id
+                request = self.asked[key]
+                if not isinstance(request, Attach) or not request.readonly:
+                    self.writable.add(reply.lease)
             case Sealed():
                 self.sealed_ids.add(reply.array.segment.segment_id)
             case Failed():
@@ -147,7 +158,33 @@ class World(RuleBasedStateMachine):
 
     has_clients = precondition(lambda self: self.clients)
 
+    def written_late(self) -> set[int]:
+        """The segments that workers may still write for jobs that are over."""
+        live = {job.number for job in self.bench.coordinator._state.jobs.live}
+        return {
+            operand.segment.segment_id
+            for part in self.at_work.values()
+            for operand in part.operands
+            if operand.writable and part.job not in live
+        }
+
+    def writers(self, segment_id: int) -> list[Client]:
+        """The live clients that were granted a writable lease and did not give it back."""
+        return [
+            client
+            for number, (client, leased) in self.leases.items()
+            if leased == segment_id and number in self.writable
+        ]
+
     # Sessions -----------------------------------------------------------------
+
+    @initialize(workers=st.integers(1, 2), count=st.integers(0, 2))
+    def begin(self, workers: int, count: int) -> None:
+        for number in range(2 + workers):
+            self.connect(uid=1000, worker=number >= 2)
+        for name in "ab"[:count]:
+            self.create(choice=0, name=name, count=1)
+            self.end_making(0, "made")
 
     @precondition(lambda self: len(self.clients) < 6)
     @rule(uid=UIDS, worker=st.booleans())
@@ -172,7 +209,8 @@ class World(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def die(self, choice: int) -> None:
         client = self.pick(choice)
-        client.exit()
+        for effect in client.exit():
+            assert not isinstance(effect, Send) or effect.peer != client.peer
         self.forget(client, answered=False)
         self.read()
 
@@ -227,7 +265,15 @@ class World(RuleBasedStateMachine):
     @has_clients
     @rule(choice=CHOICE, name=NAMES)
     def seal(self, choice: int, name: str) -> None:
-        self.ask(self.pick(choice), Seal(name))
+        client = self.pick(choice)
+        before = set(self.bench.sealing)
+        self.ask(client, Seal(name))
+        for token in self.bench.sealing.keys() - before:
+            segment_id = self.bench.sealing[token].segment.segment_id
+            assert set(self.writers(segment_id)) <= {client}, "sealed under a writer"
+            for part in self.at_work.values():
+                for operand in part.operands:
+                    assert not (operand.writable and operand.segment.segment_id == segment_id)
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES)
@@ -235,6 +281,7 @@ class World(RuleBasedStateMachine):
         before = len(self.bench.unlinked)
         reply = self.ask(self.pick(choice), Destroy(name))
         assert len(self.bench.unlinked) - before == isinstance(reply, Destroyed)
+        self.destroyed |= set(self.bench.unlinked[before:])
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES, kind=st.sampled_from(["list", "stats", "timing", "describe"]))
@@ -297,7 +344,7 @@ class World(RuleBasedStateMachine):
         self.ask(self.pick(choice), request)
 
     @precondition(lambda self: self.at_work)
-    @rule(choice=CHOICE, well=st.booleans())
+    @rule(choice=CHOICE, well=st.sampled_from([True, True, True, False]))
     def report(self, choice: int, well: bool) -> None:
         peer = sorted(self.at_work)[choice % len(self.at_work)]
         worker = next(client for client in self.clients if client.peer == peer)
@@ -349,8 +396,10 @@ class World(RuleBasedStateMachine):
         for client, segment_id in self.leases.values():
             if segment_id in listed:
                 assert client.identity.pid in listed[segment_id]
-        for segment_id in self.sealed_ids:
-            assert segment_id in listed or segment_id in self.bench.unlinked
+        for client, segment_id in self.leases.values():
+            if self.writers(segment_id):
+                assert segment_id in listed or segment_id in self.destroyed, client
+        assert self.sealed_ids <= listed.keys() | self.destroyed
 
     @invariant()
     def every_segment_has_a_name_or_is_removed(self) -> None:
@@ -401,5 +450,5 @@ def _report(part: RunPart, *, well: bool) -> PartDone | PartFailed:
     return PartFailed(part.job, part.part, part.epoch, REFUSAL)
 
 
-World.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+World.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestCoordinator = World.TestCase

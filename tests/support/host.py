@@ -139,7 +139,7 @@ class Mounts:
         """Mount tmpfs with these options."""
         return self._mount("tmpfs", options)
 
-    def bind_read_only(self, path: str) -> None:
+    def make_read_only(self, path: str) -> None:
         """Make a mount of this test read-only."""
         subprocess.run(["mount", "-o", "remount,ro", path], check=True, capture_output=True)
 

@@ -36,9 +36,9 @@ def wait_for(condition: object, timeout_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def segment_files() -> set[str]:
-    """Every segment directory of this user on /dev/shm."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("hugepool-")}
+def segment_directory(shared: hugepool.SharedArray) -> Path:
+    """Where the coordinator of an array keeps its segments."""
+    return Path(shared.info.segment.path).parent
 
 
 def names(pool: hugepool.Pool) -> list[str]:
@@ -164,12 +164,12 @@ def test_a_job_without_workers_left_fails_and_says_so(service: Service) -> None:
 def test_a_killed_coordinator_is_an_error_at_once_and_leaves_nothing_after_a_restart(
     service: Service,
 ) -> None:
-    before = segment_files()
     service.start()
     pool = hugepool.connect(service.address)
     x = pool.put("x", np.arange(500_000.0))
     kept = x.array
-    assert segment_files() != before
+    directory = segment_directory(x)
+    assert len(list(directory.iterdir())) == 1
     service.kill()
     with pytest.raises(hugepool.CoordinatorUnreachableError):
         pool.list()
@@ -178,19 +178,19 @@ def test_a_killed_coordinator_is_an_error_at_once_and_leaves_nothing_after_a_res
     service.start()
     with hugepool.connect(service.address) as pool:
         assert names(pool) == []
-    assert segment_files() == before
+    assert not directory.exists()
     assert kept[-1] == 499_999.0
 
 
 def test_sigterm_leaves_no_file(service: Service) -> None:
-    before = segment_files()
     service.start()
     with hugepool.connect(service.address) as pool:
-        pool.put("x", np.arange(500_000.0))
+        x = pool.put("x", np.arange(500_000.0))
         pool.create("y", 10)
+        assert segment_directory(x).exists()
         assert service.stop() == 0
     assert not service.directory.exists()
-    assert segment_files() == before
+    assert not segment_directory(x).exists()
 
 
 def test_a_second_coordinator_is_refused_and_the_first_unharmed(service: Service) -> None:
@@ -294,25 +294,30 @@ def test_users_own_timings_reach_the_coordinator(service: Service) -> None:
 
 
 def test_an_embedded_coordinator_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
-    before = segment_files()
     script = (
         "import os, sys, numpy, hugepool\n"
         "pool = hugepool.connect('embedded')\n"
         "x = pool.put('x', numpy.arange(300_000.0))\n"
         "pool.start_workers(1)\n"
-        "print(pool.stats().pid, pool.stats().workers[0].pid, pool.address, flush=True)\n"
+        "print(pool.stats().pid, pool.stats().workers[0].pid, x.info.segment.path, flush=True)\n"
         "import signal; signal.pause()\n"
     )
     alone = Service(tmp_path)
-    parent = alone.spawn(sys.executable, "-c", script, HUGEPOOL_ADDRESS="", TMPDIR=str(tmp_path))
+    parent = alone.spawn(
+        *(sys.executable, "-c", script),
+        HUGEPOOL_ADDRESS="",
+        TMPDIR=str(tmp_path),
+        XDG_RUNTIME_DIR="",
+    )
     try:
         assert parent.stdout is not None
-        coordinator, worker, address = parent.stdout.readline().split()
+        coordinator, worker, segment = parent.stdout.readline().split()
+        assert os.path.exists(segment)
         parent.kill()
         for pid in (coordinator, worker):
             wait_for(lambda pid=pid: not _runs(int(pid)))
-        assert not os.path.exists(address.removeprefix("ipc://"))
-        assert segment_files() == before
+        assert not os.path.exists(os.path.dirname(segment))
+        assert list(tmp_path.iterdir()) == []
     finally:
         alone.close()
 

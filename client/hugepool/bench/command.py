@@ -137,7 +137,9 @@ def _run_suite(
         suite.run()
     if not suite.cells:
         raise NotEnoughMemoryError(
-            "nothing could be measured", had="; ".join(map(str, suite.missing)) or "no kernel"
+            "none of the page kinds asked for could be measured",
+            had="; ".join(one.fact for one in suite.missing) or "no such kernel for these patterns",
+            remedy="use a smaller --size, or see hugepool doctor for more pages",
         )
     return Benchmark(
         command,

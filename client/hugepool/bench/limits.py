@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from hugepool import kernels, partition
@@ -40,7 +39,7 @@ def limit_cells(
 def limit_result(pattern: str, cell: Cell) -> LimitResult:
     """What a limit cell found."""
     samples = tuple(sample.wall_ns for sample in cell.samples)
-    median = statistics.median(samples)
+    best = min(samples)
     return LimitResult(
         pattern,
         cell.placement.label,
@@ -48,13 +47,13 @@ def limit_result(pattern: str, cell: Cell) -> LimitResult:
         cell.kernel,
         cell.implementation,
         samples,
-        cell.nbytes / median,
-        median / cell.elements if cell.kernel == RANDOM_LINES else None,
+        cell.nbytes / best,
+        best / cell.elements if cell.kernel == RANDOM_LINES else None,
     )
 
 
 def share_of_limit(
-    case: Case, median_ns: float, limits: Sequence[LimitResult]
+    case: Case, best_ns: float, limits: Sequence[LimitResult]
 ) -> tuple[float | None, str]:
     """Percentage of the limit that a case is compared with.
 
@@ -62,8 +61,8 @@ def share_of_limit(
     ----------
     case
         Decides which limit, and how many bytes a cold cache makes it move.
-    median_ns
-        Of one run.
+    best_ns
+        Of one run: the fastest round, as the limits are those of their fastest rounds.
     limits
         Of the same backing and workers.
 
@@ -79,8 +78,8 @@ def share_of_limit(
             return None, "needs numba"
         if 8 * case.x_elements <= cache:
             return None, "x fits the cache"
-        return 100 * line_ns[0] * case.items / median_ns, ""
+        return 100 * line_ns[0] * case.items / best_ns, ""
     if case.input_bytes <= 2 * cache:
         return None, "fits the cache"
     rates = [limit.gb_per_s for limit in limits if limit.kind in _STREAMS]
-    return (100 * (case.moved_bytes / median_ns) / max(rates), "") if rates else (None, "")
+    return (100 * (case.moved_bytes / best_ns) / max(rates), "") if rates else (None, "")

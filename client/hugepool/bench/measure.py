@@ -83,6 +83,10 @@ class Cell:
         """Worker processes that share the rows."""
         return len(self.rows) - 1
 
+    def views(self, shared: Collection[str] = ()) -> dict[str, View]:
+        """How the workers are to see each role that is not in `shared`."""
+        return {role: self.placement.view for role in self.operands if role not in shared}
+
     def run(
         self, pool: Pool, *, implementation: str = "", shared: Collection[str] = ()
     ) -> JobTimings:
@@ -95,13 +99,15 @@ class Cell:
         shared
             Roles to leave shared where the placement would copy them.
         """
+        views = self.views(shared)
         timings = pool.run(
             self.kernel,
             self.operands,
             self.rows,
             implementation=implementation or self.implementation,
-            views=self.views(shared),
-            writes=self.writes,
+            views=views,
+            # A heap copy is the worker's own scratch: nothing shared is written.
+            writes=[role for role in self.writes if views.get(role, "shared") == "shared"],
         )
         self.nbytes, self.elements = timings.nbytes, timings.elements
         return timings

@@ -86,10 +86,12 @@ def what_fits(
     Raises
     ------
     NotEnoughMemoryError
-        Not even one backing fits.
+        Not even one backing fits, or the measuring process itself does not.
     """
     fixed = client_bytes + _PROCESS_BYTES * workers + _SPARE_BYTES
     memory, room = headroom_bytes - fixed, shm_room_bytes
+    if memory < 0:
+        raise _nothing_fits(fixed, headroom_bytes)
     kept: list[str] = []
     missing: list[Missing] = []
     shm_taken = False  # the heap copies are made from 4 KiB shared memory
@@ -111,13 +113,17 @@ def what_fits(
         shm_taken |= backing == BASELINE
         kept.append(backing)
     if not kept:
-        raise NotEnoughMemoryError(
-            "no backing has room for this benchmark",
-            needed=missing[0].needed,
-            had=missing[0].had,
-            remedy="use a smaller --size or fewer --gathers",
-        )
+        raise _nothing_fits(fixed + bytes_per_backing, headroom_bytes)
     return tuple(backing for backing in backings if backing in kept), tuple(missing)
+
+
+def _nothing_fits(needed: int, had: int) -> NotEnoughMemoryError:
+    return NotEnoughMemoryError(
+        "no backing has room for this benchmark",
+        needed=format_bytes(needed),
+        had=format_bytes(had),
+        remedy="use a smaller --size or fewer --gathers",
+    )
 
 
 def _short(backing: str, where: str, needed: int, had: int) -> Missing:

@@ -21,7 +21,7 @@ from hugepool.bench.environment import read_environment
 from hugepool.bench.measure import Cell, Progress, measure, warm_up
 from hugepool.bench.operands import Placement, drop
 from hugepool.bench.patterns import make_indices, strided
-from hugepool.bench.results import FORMAT, HUGE_ENOUGH, Environment, Missing
+from hugepool.bench.results import FORMAT, HUGE_ENOUGH, Environment, Missing, missing_rung
 from hugepool.bench.statistics import RULE, Speedup, Spread, paired_speedup
 from hugepool.pool import Pool
 from hugepool_common.errors import NotEnoughMemoryError, NotEnoughPagesError
@@ -36,11 +36,11 @@ _HUGE_RUNGS = ("hugetlbfs-2m", "tmpfs-huge", "shm-collapse")
 _SPARE_BYTES = 500_000_000
 
 STORY = {
-    "heap": (0.69, "heap copy: 0.69 s"),
-    "shm-4k": (1.39, "4K shm: 1.39 s, 19.3 M misses"),
-    "private": (0.69, "MAP_PRIVATE: as the heap"),
-    "huge": (0.657, "hugetlbfs: 0.657 s, 0.09 M misses"),
-    "stride": (0.062, "stride 2: 62 ms, 12.9 GB/s"),
+    "heap": (0.69, "0.69 s"),
+    "shm-4k": (1.39, "1.39 s, 19.3M misses"),
+    "private": (0.69, "as the heap copy"),
+    "huge": (0.657, "0.657 s, 0.09M misses"),
+    "stride": (0.062, "62 ms, 12.9 GB/s"),
 }
 """The article's figures in seconds and in words, for 5e7 elements."""
 
@@ -189,7 +189,7 @@ class _Maker:
             try:
                 made = self.make("x-huge", self.elements, "f8", rung)
             except (NotEnoughPagesError, NotEnoughMemoryError) as error:
-                missing.append(Missing(rung, error.message, error.needed, error.had, error.remedy))
+                missing.append(missing_rung(rung, rung, error))
                 continue
             np.copyto(made.array, x.array)
             return made, tuple(missing)
@@ -204,8 +204,8 @@ def _random_rows(
     out = maker.make("out", gathers, "f8", "shm-4k")
     places = [
         ("heap copy", "heap", Placement("heap", "shm-4k", "heap"), x),
-        ("4K shared memory", "shm-4k", Placement("shm-4k", "shm-4k", "shared"), x),
-        ("MAP_PRIVATE of it", "private", Placement("private", "shm-4k", "private"), x),
+        ("4K shm", "shm-4k", Placement("shm-4k", "shm-4k", "shared"), x),
+        ("MAP_PRIVATE of 4K", "private", Placement("private", "shm-4k", "private"), x),
     ]
     if huge is not None:
         rung = huge.pages.backing
@@ -236,7 +236,7 @@ def _stride_rows(maker: _Maker, x: SharedArray, huge: SharedArray | None) -> lis
     # Every line of x, the indices, and the result.
     moved_bytes = 8 * len(x) + 16 * picked
     rows = []
-    for label, source in (("4K shared memory", x), ("huge", huge)):
+    for label, source in (("4K shm", x), ("huge", huge)):
         if source is None:
             continue
         rung = source.pages.backing
@@ -248,7 +248,7 @@ def _stride_rows(maker: _Maker, x: SharedArray, huge: SharedArray | None) -> lis
             {"x": source, "idx": idx, "out": out},
             (0, picked),
         )
-        name = f"stride 2, {label if source is x else rung}"
+        name = f"stride 2 {label if source is x else rung}"
         rows.append(_Row(name, "stride", cell, moved_bytes))
     return rows
 

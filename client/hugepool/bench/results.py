@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from hugepool.bench.statistics import Speedup, Spread
+from hugepool_common.errors import HugepoolError
 
 FORMAT = 1
 """Number of the JSON layout; another number is another layout."""
@@ -45,8 +46,8 @@ class CellResult(msgspec.Struct, frozen=True):
         Whether the result was compared with the reference before timing, and how well it
         agreed.
     limit, percent_of_limit, limit_note
-        ``lines`` or ``stream``; share of that limit on the same pages and workers, or None
-        and why.
+        ``lines`` or ``stream``; fastest round as a share of that limit's fastest round, on
+        the same pages and workers, or None and why.
     speedup
         Over 4 KiB shared memory.
     """
@@ -88,9 +89,9 @@ class LimitResult(msgspec.Struct, frozen=True):
     kind
         ``copy`` and ``triad`` (STREAM's byte counts, 16 and 24 per element) or ``random_lines``.
     gb_per_s
-        At the median; a random line counts as 64 bytes.
+        Of the fastest round, as STREAM counts; a random line is 64 bytes.
     ns_per_line
-        Of ``random_lines``, else None.
+        Of the fastest round of ``random_lines``, else None.
     """
 
     pattern: str
@@ -114,14 +115,24 @@ class Missing(msgspec.Struct, frozen=True):
     pattern: str = ""
     """The only pattern concerned; empty for all."""
 
-    def __str__(self) -> str:
-        facts = [
-            f"{word} {fact}" for word, fact in (("needed", self.needed), ("had", self.had)) if fact
-        ]
+    @property
+    def fact(self) -> str:
+        """What is missing and why, without the remedy."""
+        pairs = (("needed", self.needed), ("had", self.had))
+        facts = ", ".join(f"{word} {fact}" for word, fact in pairs if fact)
         text = f"{self.backing}{f' ({self.pattern})' if self.pattern else ''}: {self.reason}"
-        if facts:
-            text += f" ({', '.join(facts)})"
-        return text + (f"; {self.remedy}" if self.remedy else "")
+        return f"{text} ({facts})" if facts else text
+
+    def __str__(self) -> str:
+        return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
+
+
+def missing_rung(backing: str, rung: str, error: HugepoolError) -> Missing:
+    """Why a backing could not be made, without saying anything twice."""
+    # The ladder's message names the rung that it fell from and the reason in brackets.
+    reason = error.message.partition(f"({rung}: ")[2].removesuffix(")") or error.message
+    had = "" if error.had == reason else error.had
+    return Missing(backing, reason, error.needed, had, error.remedy)
 
 
 class Environment(msgspec.Struct, frozen=True):

@@ -22,9 +22,10 @@ MIN_ROUNDS = 5
 """Rounds below which no interval of this coverage exists."""
 
 RULE = (
-    f"A speed-up is the median of the rounds' paired ratios; the range is its sign-test interval "
-    f"(at least {100 * CONFIDENCE:.0f} %). It is called not significant when the range "
-    f"includes 1 or fewer than {MIN_ROUNDS} rounds were run."
+    "A speed-up is the median of the rounds' paired ratios; the range is its sign-test interval "
+    f"(at least {100 * CONFIDENCE:.0f} %). It is called not significant when that range "
+    "includes 1, when the ratios' own interquartile range is wider than their distance from 1 "
+    f"(both as logarithms), or after fewer than {MIN_ROUNDS} rounds."
 )
 
 
@@ -75,7 +76,8 @@ class Speedup(msgspec.Struct, frozen=True):
     rounds
         Number of pairs.
     significant
-        Whether the interval exists and leaves out 1.
+        Whether the interval exists and leaves out 1, and the ratios lie closer to each
+        other than to 1.
     refused
         Why there is no ratio at all; empty when there is one.
     """
@@ -108,7 +110,9 @@ def paired_speedup(baseline: Sequence[float], samples: Sequence[float]) -> Speed
     ratios = sorted(slow / fast for slow, fast in zip(baseline, samples, strict=True))
     rank = interval_rank(len(ratios))
     low, high = ratios[rank or 0], ratios[-1 - (rank or 0)]
-    significant = rank is not None and (low > 1.0 or high < 1.0)
+    logs = Spread.of([math.log(ratio) for ratio in ratios])
+    one_sided = low > 1.0 or high < 1.0
+    significant = rank is not None and one_sided and abs(logs.median) > logs.iqr
     return Speedup(statistics.median(ratios), low, high, len(ratios), significant)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+import msgspec
 
 from hugepool import kernels
 from hugepool.array import SharedArray
@@ -21,7 +24,13 @@ from hugepool.bench.options import (
     BenchOptions,
     kernel_names,
 )
-from hugepool.bench.results import HUGE_ENOUGH, CellResult, LimitResult, Missing
+from hugepool.bench.results import (
+    HUGE_ENOUGH,
+    CellResult,
+    LimitResult,
+    Missing,
+    missing_rung,
+)
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
 from hugepool.pool import Pool
 from hugepool_common.errors import NotEnoughMemoryError, NotEnoughPagesError
@@ -108,7 +117,9 @@ class Suite:
     def _case(self, pattern: str) -> Case:
         if pattern == FILE_PATTERN:
             assert self._matrix is not None
-            return matrix_case(pattern, self._matrix, self._options, "matrix from the file")
+            return matrix_case(
+                pattern, self._matrix, self._options, os.path.basename(self._options.matrix or "")
+            )
         return build_case(pattern, self._options)
 
     # One case -------------------------------------------------------------------
@@ -160,14 +171,12 @@ class Suite:
         affected = [rung] + ([HEAP] if rung == BASELINE and HEAP in self._options.backings else [])
         everywhere = len(self._patterns()) == 1
         for backing in affected:
-            found = Missing(backing, error.message, error.needed, error.had, error.remedy)
+            found = missing_rung(backing, rung, error)
             if any(one.backing == backing and not one.pattern for one in self.missing):
                 continue
             measured = any(one.backing == backing for one in self.cells)
             if measured and not everywhere:
-                found = Missing(
-                    backing, error.message, error.needed, error.had, error.remedy, case.pattern
-                )
+                found = msgspec.structs.replace(found, pattern=case.pattern)
             self.missing.append(found)
 
     def _cells(
@@ -201,7 +210,8 @@ class Suite:
     def _conclude(self, case: Case, cells: Sequence[Cell]) -> None:
         found = [limits.limit_result(case.pattern, cell) for cell in cells if cell.name == LIMIT]
         self.limits += found
-        for cell in cells:
+        order = list(dict.fromkeys(cell.name for cell in cells))
+        for cell in sorted(cells, key=lambda cell: (order.index(cell.name), cell.workers)):
             if cell.name == LIMIT:
                 continue
             near = [
@@ -262,7 +272,7 @@ def cell_result(
     """Everything that is told of a cell."""
     samples = tuple(sample.wall_ns for sample in cell.samples)
     median_ns = statistics.median(samples)
-    percent, limit_note = limits.share_of_limit(case, median_ns, near)
+    percent, limit_note = limits.share_of_limit(case, min(samples), near)
     huge, mapped = least_huge(cell)
     misses = [sample.tlb_misses for sample in cell.samples if sample.tlb_misses is not None]
     return CellResult(

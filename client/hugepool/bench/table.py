@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hugepool.bench.reproduce import Article, ArticleRow
@@ -60,13 +61,22 @@ def plain_table(title: str, header: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _print(console: Console | None, tell: Callable[[Show, Callable[[str], None]], None]) -> None:
     if console is None:
-        tell(lambda *table: print(plain_table(*table)), print)
+        tell(lambda *table: print(plain_table(*table)), lambda text: print(wrapped(text)))
         return
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(wrapped(text), markup=False, highlight=False, soft_wrap=True)
 
     tell(lambda *table: _rich_table(console, *table), say)
+
+
+def wrapped(text: str) -> str:
+    """Text in lines of :data:`WIDTH`; an indented line is a command, which stays whole."""
+    if text.startswith("      "):
+        return text
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _rich_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Row]) -> None:
@@ -186,9 +196,8 @@ def explanations(benchmark: Benchmark) -> list[str]:
     """What the columns mean, what was checked, and the notes of the run."""
     lines = [
         "w: worker processes. GB/s: payload (x, indices or matrix, result). %limit: of this "
-        "machine's own limit,",
-        "measured on the same pages by the same workers in the same rounds. %huge: proved by "
-        "the workers.",
+        "machine's own limit, measured on the same pages by the same workers in the same rounds "
+        "(best round of both); cache: too small for a fair limit. %huge: proved by the workers.",
         benchmark.rule,
         checked_text(benchmark.cells),
     ]
@@ -224,8 +233,10 @@ def environment_lines(environment: Environment) -> list[str]:
 def _say_missing(missing: Sequence[Missing], say: Callable[[str], None]) -> None:
     if missing:
         say("Not measured:")
-        for one in missing:
-            say(f"  {one}")
+    for one in missing:
+        say(f"  {one.fact}")
+        if one.remedy:
+            say(f"      {one.remedy}")
 
 
 # The article --------------------------------------------------------------------
@@ -236,15 +247,15 @@ def _article(article: Article, show: Show, say: Callable[[str], None]) -> None:
         f"{article.gathers:,} random indices into {article.elements:,} float64, one process; "
         "seconds, measured here"
     )
-    header = ["row", "kernel", "median", "IQR", "min", "GB/s", "%huge", "dTLB"]
+    note = next((row.tlb_note for row in article.rows if row.tlb_note), "")
+    header = ["row", "median", "IQR", "min", "GB/s", "%huge"] + ([] if note else ["dTLB"])
     show(
         title,
         [*header, "speed-up over shm-4k", "article"],
-        [_article_cells(row) for row in article.rows],
+        [_article_cells(row, note) for row in article.rows],
     )
     say("")
-    notes: Iterable[str] = dict.fromkeys(row.tlb_note for row in article.rows if row.tlb_note)
-    for note in notes:
+    if note:
         say(f"dTLB misses: {note}")
     checked = sum(row.verified for row in article.rows)
     say(f"Results: {checked} of {len(article.rows)} equal NumPy's bit for bit.")
@@ -256,16 +267,16 @@ def _article(article: Article, show: Show, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _article_cells(row: ArticleRow) -> list[str]:
+def _article_cells(row: ArticleRow, note: str) -> list[str]:
+    misses = "-" if row.tlb_misses is None else f"{row.tlb_misses / 1e6:.2f}M"
     return [
         row.label,
-        row.kernel,
         f"{row.seconds.median:.3f}",
         f"{row.seconds.iqr:.3f}",
         f"{row.seconds.minimum:.3f}",
         "" if row.gb_per_s is None else number(row.gb_per_s),
         percentage(100 * row.huge_fraction),
-        "-" if row.tlb_misses is None else f"{row.tlb_misses / 1e6:.2f}M",
+        *([] if note else [misses]),
         speedup_text(row.speedup),
         row.article,
     ]

@@ -345,16 +345,16 @@ for rows in (0, 1, 31, 32, 33, 2049):
 spmv.last_level_cache_bytes = lambda: 0
 spmv._FEWEST_ENTRIES = 0
 matvec = kernels.resolve("matvec", "numba")
-A = np.random.default_rng(1).random((200, 900))
-columns = np.random.default_rng(1).permuted(np.tile(np.arange(900), (200, 1)), axis=1)[:, :37]
+A = np.random.default_rng(1).random((200, 9000))
+columns = np.random.default_rng(1).permuted(np.tile(np.arange(9000), (200, 1)), axis=1)[:, :37]
 data = np.random.default_rng(2).random(200 * 37)
-matrix = kernels.CsrArrays(np.arange(0, 200 * 37 + 1, 37), columns.ravel(), data, (200, 900))
-x, out = np.random.default_rng(3).random(900), np.zeros(200)
+matrix = kernels.CsrArrays(np.arange(0, 200 * 37 + 1, 37), columns.ravel(), data, (200, 9000))
+x, out = np.random.default_rng(3).random(9000), np.zeros(200)
 operands = {"A": matrix, "x": x, "out": out}
 assert spmv._pays_to_prefetch(spmv._checked(operands), 0, 200)
 matvec(operands, 0, 200)
 assert np.allclose(out, (data.reshape(200, 37) * x[columns]).sum(axis=1))
-matrix.indices[-1] = 900
+matrix.indices[-1] = 9000
 try:
     matvec(operands, 0, 200)
 except IndexOutOfRangeError as error:
