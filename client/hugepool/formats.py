@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -90,10 +93,17 @@ class NpyFile:
         self._file.close()
 
 
-def read_matrix(path: str) -> CsrSource:
+def read_matrix(path: str, progress: Progress | None = None) -> CsrSource:
     """Read ``.mtx``, ``.mtx.gz``, ``.mtx.bz2`` or SciPy's ``.npz`` as checked CSR.
 
     A Matrix Market *pattern* becomes ones in float64; symmetric storage is expanded.
+
+    Parameters
+    ----------
+    path
+        The file.
+    progress
+        Called with the bytes of a Matrix Market file that were read.
 
     Raises
     ------
@@ -109,11 +119,36 @@ def read_matrix(path: str) -> CsrSource:
         import_sparse("reading Matrix Market files")
         from scipy.io import mmread
 
-        return csr_source(mmread(path, spmatrix=False))
+        with open(path, "rb") as file:
+            counted = _CountedReader(file, progress)
+            opened = _OPENERS.get(os.path.splitext(path.lower())[1], io.BufferedReader)
+            with opened(counted) as text:
+                return csr_source(mmread(text, spmatrix=False))
     except HugepoolError:
         raise
     except (ValueError, TypeError, OSError, EOFError, OverflowError, zipfile.BadZipFile) as error:
         raise InvalidMatrixError(f"no matrix can be read: {error}", where=path) from None
+
+
+class _CountedReader(io.RawIOBase):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self._file = file
+        self._progress = progress
+        self._total = os.fstat(file.fileno()).st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        if self._progress is not None:
+            self._progress(self._file.tell(), self._total)
+        return count
+
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def _read_npz(path: str) -> CsrSource:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from hugepool.array import SharedObject
 from hugepool.channel import Channel
 from hugepool.children import start_worker, stop_processes
+from hugepool.progress import Waiting
 from hugepool.timings import JobTimings
 from hugepool_common.errors import InvalidSpecError, NoWorkersError
 from hugepool_common.messages import Counted, JobDone, Operand, Stats, SubmitJob, View
@@ -71,7 +72,8 @@ class JobRunner:
         )
         bounds = tuple(int(bound) for bound in rows)
         job = SubmitJob(kernel, described, bounds, implementation)
-        return JobTimings.of(self._channel.request(job, JobDone))
+        with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
+            return JobTimings.of(self._channel.request(job, JobDone))
 
     def worker_count(self, wanted: int | None) -> int:
         """Make sure that `wanted` workers are registered, or any at all; say how many to use.
@@ -113,9 +115,18 @@ class JobRunner:
         for number in range(count):
             pinned = () if not cpus else (cpus[number % len(cpus)],)
             self._children.append(start_worker(self._channel.address, cpus=pinned))
+        with Waiting(f"starting {count} worker(s)"):
+            self._wait_registered(wanted, self._children[-count:])
+
+    def stop(self) -> None:
+        """End the workers that this process started."""
+        stop_processes(self._children)
+        self._children.clear()
+
+    def _wait_registered(self, wanted: int, started: list[subprocess.Popen[bytes]]) -> None:
         deadline = time.monotonic() + WORKER_START_TIMEOUT_S
         while (registered := self._registered()) < wanted:
-            ended = [child for child in self._children[-count:] if child.poll() is not None]
+            ended = [child for child in started if child.poll() is not None]
             if ended or time.monotonic() > deadline:
                 raise NoWorkersError(
                     "a worker process did not start",
@@ -125,11 +136,6 @@ class JobRunner:
                     remedy="look at its message on stderr",
                 )
             time.sleep(_POLL_S)
-
-    def stop(self) -> None:
-        """End the workers that this process started."""
-        stop_processes(self._children)
-        self._children.clear()
 
     def _registered(self) -> int:
         return len(self._channel.request(Stats(), Counted).workers)

@@ -12,6 +12,7 @@ from hugepool import formats
 from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
+from hugepool.progress import Waiting
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.messages import (
     ArrayCreated,
@@ -161,7 +162,8 @@ class ArrayStore:
             return self._put_matrix(name, formats.csr_source(value), seal, policy)
         source = np.asarray(value)
         shared = self.create(name, source.shape, source.dtype, **policy)
-        return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
+        with Waiting(f"filling {name}"):
+            return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
 
     def load(self, name: str, path: str | os.PathLike[str], **policy: Unpack[Policy]) -> Any:
         """Read a file into a sealed array (``.npy``) or matrix (``.mtx``, ``.mtx.gz``, ``.npz``).
@@ -179,11 +181,14 @@ class ArrayStore:
         """
         path = os.fspath(path)
         if formats.is_matrix_file(path):
-            return self._put_matrix(name, formats.read_matrix(path), True, policy)
+            with Waiting(f"reading {path}") as waiting:
+                source = formats.read_matrix(path, policy.get("progress") or waiting.update)
+            return self._put_matrix(name, source, True, policy)
         with formats.NpyFile(path) as file:
             shared = self.create(name, file.shape, file.dtype, **policy)
-            progress = policy.get("progress")
-            return self._filled(shared, lambda: file.read_into(shared.array, progress), True)
+            with Waiting(f"reading {path}") as waiting:
+                progress = policy.get("progress") or waiting.update
+                return self._filled(shared, lambda: file.read_into(shared.array, progress), True)
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
@@ -211,19 +216,20 @@ class ArrayStore:
         return self._channel.request(Describe(check_name(name)), Described)
 
     def _make(self, spec: ArraySpec, policy: Policy) -> tuple[int, ArrayInfo]:
-        progress = policy.get("progress")
-
-        def on_notice(notice: Message) -> None:
-            if progress is not None and isinstance(notice, CreateProgress):
-                progress(notice.done_bytes, notice.total_bytes)
-
         request = CreateArray(
             spec,
             policy.get("huge_pages") or self._huge_pages,
             policy.get("page_size") or self._page_size,
             policy.get("backing", ""),
         )
-        created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
+        with Waiting(f"making {spec.name}") as waiting:
+            progress = policy.get("progress") or waiting.update
+
+            def on_notice(notice: Message) -> None:
+                if isinstance(notice, CreateProgress):
+                    progress(notice.done_bytes, notice.total_bytes)
+
+            created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
         return created.lease, created.array
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:
@@ -243,7 +249,8 @@ class ArrayStore:
             np.copyto(shared.indices, source.indices)
             np.copyto(shared.data, source.data)
 
-        return self._filled(shared, fill, seal)
+        with Waiting(f"filling {name}"):
+            return self._filled(shared, fill, seal)
 
     def _filled(self, shared: _S, fill: Callable[[], None], seal: bool) -> _S:
         try:

@@ -237,7 +237,16 @@ class Daemon:
     def _handle(self, event: events.Event) -> None:
         pending = deque([event])
         while pending:
-            for effect in self._core.handle(pending.popleft(), time.monotonic_ns()):
+            event = pending.popleft()
+            try:
+                effects = self._core.handle(event, time.monotonic_ns())
+            except Exception as error:
+                # One client's message may uncover a bug; the others keep their arrays.
+                log.exception("cannot handle %s", type(event).__name__)
+                if isinstance(event, events.RequestReceived):
+                    self._send(event.peer, event.correlation, Failed.from_error(error))
+                continue
+            for effect in effects:
                 self._perform(effect, pending)
 
     # Effects ------------------------------------------------------------------

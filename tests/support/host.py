@@ -43,10 +43,16 @@ def require(feature: str, present: bool, reason: str) -> None:
 
 def free_pages() -> int:
     """2 MiB pages that are free and not promised."""
-    free, reserved = (
-        int((_POOL / name).read_text()) for name in ("free_hugepages", "resv_hugepages")
-    )
-    return free - reserved
+    return _pool("free_hugepages") - _pool("resv_hugepages")
+
+
+def held_pages() -> int:
+    """2 MiB pages taken or promised: what a leak would raise, whoever resizes the pool."""
+    return _pool("nr_hugepages") - free_pages()
+
+
+def _pool(name: str) -> int:
+    return int((_POOL / name).read_text()) if _POOL.exists() else 0
 
 
 def raise_pool(pages: int) -> tuple[int, int]:
@@ -101,7 +107,7 @@ class Gauges:
     """What a test may not change."""
 
     descriptors: int
-    free_pages: int
+    held_pages: int
     directories: frozenset[str]
 
     @classmethod
@@ -109,7 +115,7 @@ class Gauges:
         """Take them now."""
         return cls(
             len(os.listdir("/proc/self/fd")),
-            free_pages() if _POOL.exists() else 0,
+            held_pages(),
             frozenset(dead_directories()),
         )
 
@@ -118,7 +124,7 @@ class Gauges:
         now = Gauges.read()
         return (
             now.descriptors <= self.descriptors
-            and now.free_pages >= self.free_pages
+            and now.held_pages <= self.held_pages
             and now.directories <= self.directories
         )
 

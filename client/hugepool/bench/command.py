@@ -275,7 +275,7 @@ def _read_matrix(path: str | None) -> CsrMatrix | None:
     return CsrMatrix(source.indptr, source.indices, data, source.shape)
 
 
-def _shown_options(options: BenchOptions) -> dict[str, str | int | list[str] | list[int] | None]:
+def _shown_options(options: BenchOptions) -> dict[str, str | int | list[str | int] | None]:
     return {
         "nbytes": options.nbytes,
         "gathers": options.gathers,

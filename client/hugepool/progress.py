@@ -1,0 +1,79 @@
+"""What a person at a terminal sees while a call takes longer than a second.
+
+Nothing is shown, started or imported unless stderr is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+DELAY_S = 1.0
+
+
+class Waiting:
+    """A line on stderr that appears after one second and goes when the call ends.
+
+    Parameters
+    ----------
+    what
+        What is waited for, such as ``making x``.
+
+    Notes
+    -----
+    A context manager. :meth:`update` turns the line into a bar; it may be called
+    from any thread.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._shown: Progress | None = None
+        self._task: TaskID | None = None
+        self._done: tuple[int, int] | None = None
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Note how far it is, in bytes."""
+        with self._lock:
+            self._done = (done_bytes, total_bytes)
+            if self._shown is not None and self._task is not None:
+                self._shown.update(self._task, completed=done_bytes, total=total_bytes)
+
+    def __enter__(self) -> Waiting:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._timer = threading.Timer(DELAY_S, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        if self._shown is not None:
+            self._shown.stop()
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+        with self._lock:
+            done, total = self._done or (0, 0)
+            if total:
+                columns[2:2] = [BarColumn(), DownloadColumn()]
+            self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._shown.add_task(self._what, completed=done, total=total or None)
+            self._shown.start()

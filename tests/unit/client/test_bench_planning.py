@@ -1,0 +1,257 @@
+"""Choices of a run: what is measured, in which order, and what fits into memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hugepool.bench.cases import build_case, first_difference, reference_of
+from hugepool.bench.limits import share_of_limit
+from hugepool.bench.measure import Cell, Sample, turned
+from hugepool.bench.memory import operand_bytes, what_fits
+from hugepool.bench.operands import placement
+from hugepool.bench.options import (
+    BACKINGS,
+    PATTERNS,
+    BenchOptions,
+    default_workers,
+    kernel_names,
+)
+from hugepool.bench.results import LimitResult
+from hugepool.bench.suite import implementations, speedup_of
+from hugepool.kernels import last_level_cache_bytes
+from hugepool_common.errors import InvalidSpecError, JobFailedError, NotEnoughMemoryError
+
+SMALL = BenchOptions(nbytes=80_000, gathers=4_000, workers=(1,))
+
+
+def made(backing: str, workers: int = 1, name: str = "hugepool") -> Cell:
+    rows = tuple(range(workers + 1))
+    return Cell(name, "gather", "numba", placement(backing), {}, rows)
+
+
+def sampled(backing: str, times: list[int], huge: int, mapped: int = 100) -> Cell:
+    cell = made(backing)
+    cell.samples = [Sample(time, mapped, huge, None, "") for time in times]
+    return cell
+
+
+# Options ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"nbytes": 7}, "one float64"),
+        ({"gathers": 0}, "gathers"),
+        ({"repeats": 0}, "repeats"),
+        ({"backings": ("floppy",)}, "backing 'floppy'"),
+        ({"patterns": ("spiral",)}, "pattern 'spiral'"),
+        ({"kernels": ("magic",)}, "kernel 'magic'"),
+        ({"workers": ()}, "CPU of its own"),
+        ({"workers": (100_000,)}, "CPU of its own"),
+    ],
+)
+def test_choices_that_nobody_has(wrong: dict[str, object], match: str) -> None:
+    with pytest.raises(InvalidSpecError, match=match):
+        BenchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_default_workers() -> None:
+    assert [default_workers(cpus) for cpus in (1, 2, 3, 64)] == [
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 4),
+    ]
+
+
+def test_default_kernels() -> None:
+    assert kernel_names(SMALL, "random", "gather") == ("hugepool", "numpy")
+    assert kernel_names(SMALL, "zipf", "gather") == ("hugepool",)
+    assert kernel_names(SMALL, "uniform", "matvec") == ("hugepool", "scipy")
+
+
+def test_no_implementation_is_measured_twice() -> None:
+    options = BenchOptions(
+        nbytes=800, gathers=10, workers=(1,), kernels=("hugepool", "take", "numpy", "scipy")
+    )
+    found = implementations(options, build_case("random", options))
+    assert len({implementation for _, implementation in found}) == len(found)
+    assert ("numpy", "fancy") in found
+    assert "scipy" not in dict(found), "SciPy has no gather"
+
+
+# Order ----------------------------------------------------------------------------
+
+
+def test_page_kinds_stand_side_by_side_and_take_turns() -> None:
+    cells = [
+        made(backing, workers)
+        for backing in ("shm-4k", "heap", "hugetlbfs-2m")
+        for workers in (1, 2)
+    ]
+    first_of_round = set()
+    for number in range(6):
+        order = turned(cells, number)
+        assert sorted(map(id, order)) == sorted(map(id, cells)), "every cell once"
+        assert [cell.workers for cell in order] in ([1, 1, 1, 2, 2, 2], [2, 2, 2, 1, 1, 1])
+        first_of_round.add((order[0].placement.label, order[0].workers))
+    assert len(first_of_round) == 6
+    assert turned([], 3) == []
+
+
+# Memory ---------------------------------------------------------------------------
+
+
+def fits(headroom: int, **changes: int | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    kept, missing = what_fits(
+        BACKINGS,
+        bytes_per_backing=1_000_000_000,
+        client_bytes=0,
+        workers=changes.get("workers") or 2,
+        headroom_bytes=headroom,
+        shm_room_bytes=changes.get("room"),
+    )
+    return kept, {one.backing: one.reason for one in missing}
+
+
+def test_everything_fits() -> None:
+    assert fits(20_000_000_000) == (BACKINGS, {})
+
+
+def test_the_private_copies_go_first() -> None:
+    kept, missing = fits(4_000_000_000)
+    assert "heap" in missing
+    assert {"shm-4k", "shm-collapse", "hugetlbfs-2m"} <= set(kept)
+
+
+def test_the_baseline_goes_last() -> None:
+    kept, missing = fits(1_800_000_000)
+    assert set(kept) == {"shm-4k", "hugetlbfs-2m", "hugetlbfs-1g"}
+    assert set(missing) == {"heap", "tmpfs-huge", "shm-collapse"}
+
+
+def test_dev_shm_may_be_smaller_than_memory() -> None:
+    kept, missing = fits(20_000_000_000, room=1_500_000_000)
+    assert set(missing) == {"shm-collapse"}
+    assert "/dev/shm" in missing["shm-collapse"]
+    assert "heap" in kept, "its source is the baseline, which is there already"
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        fits(100_000_000)
+    assert caught.value.needed
+    assert caught.value.had == "100 MB"
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_estimate_covers_what_is_made(pattern: str) -> None:
+    options = BenchOptions(nbytes=1_000_000, gathers=200_000, workers=(1,))
+    case = build_case(pattern, options)
+    streams = 2 if case.stream_elements == case.out_elements else 3
+    needed = case.input_bytes + streams * 8 * case.stream_elements
+    assert needed <= 1.1 * operand_bytes(pattern, options)
+    assert operand_bytes(pattern, options) <= 2 * needed
+
+
+# Checks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_reference_finds_one_wrong_element(pattern: str) -> None:
+    case = build_case(pattern, SMALL)
+    x = np.empty(case.x_elements)
+    case.fill_x(x)
+    reference = reference_of(case, x)
+    right = reference.expected.copy()
+    assert reference.check(right, "here") == "bit for bit"
+    right[-1] += 1e-6
+    with pytest.raises(JobFailedError, match=f"at {len(right) - 1}"):
+        reference.check(right, "here")
+    right[-1] = np.nan
+    with pytest.raises(JobFailedError):
+        reference.check(right, "here")
+
+
+def test_another_order_of_summation_is_within_the_bound() -> None:
+    case = build_case("stencil", SMALL)
+    x = np.empty(case.x_elements)
+    case.fill_x(x)
+    reference = reference_of(case, x)
+    nearly = np.nextafter(reference.expected, np.inf)
+    assert "rounding bound" in reference.check(nearly, "here")
+
+
+def test_a_gather_allows_no_rounding() -> None:
+    case = build_case("random", SMALL)
+    x = np.empty(case.x_elements)
+    case.fill_x(x)
+    with pytest.raises(JobFailedError):
+        reference = reference_of(case, x)
+        reference.check(np.nextafter(reference.expected, np.inf), "here")
+
+
+def test_results_of_another_length_differ() -> None:
+    assert first_difference(np.zeros(3), np.zeros(4)) == 0
+    assert first_difference(np.zeros(4), np.array([0.0, 0.0, 1.0, 0.0])) == 2
+    assert first_difference(np.zeros(4), np.zeros(4)) is None
+
+
+def test_x_has_the_same_values_everywhere() -> None:
+    first, second = np.empty(1_000), np.empty(1_000)
+    case = build_case("random", SMALL)
+    case.fill_x(first)
+    build_case("zipf", SMALL).fill_x(second)
+    assert np.array_equal(first, second)
+    assert len(np.unique(first)) == 1_000, "two equal elements would hide a wrong gather"
+
+
+# Claims ---------------------------------------------------------------------------
+
+SLOW, FAST = [200, 202, 204, 206, 208], [100, 101, 102, 103, 104]
+
+
+def test_proved_huge_pages_get_their_credit() -> None:
+    found = speedup_of(sampled("hugetlbfs-2m", FAST, 100), sampled("shm-4k", SLOW, 0))
+    assert found.ratio == pytest.approx(2.0)
+    assert found.significant
+
+
+def test_unproved_huge_pages_get_none() -> None:
+    found = speedup_of(sampled("shm-collapse", FAST, 98), sampled("shm-4k", SLOW, 0))
+    assert (found.ratio, found.refused) == (None, "not proved huge")
+
+
+def test_a_baseline_with_huge_pages_is_none() -> None:
+    found = speedup_of(sampled("hugetlbfs-2m", FAST, 100), sampled("shm-4k", SLOW, 50))
+    assert found.refused == "shm-4k has huge pages"
+    assert speedup_of(sampled("heap", FAST, 0), None).refused == "shm-4k was not measured"
+
+
+def test_the_heap_promises_no_huge_pages() -> None:
+    assert speedup_of(sampled("heap", FAST, 40), sampled("shm-4k", SLOW, 0)).significant
+
+
+def test_the_baseline_is_not_compared_with_itself() -> None:
+    baseline = sampled("shm-4k", SLOW, 0)
+    assert speedup_of(baseline, baseline).refused == "baseline"
+
+
+def test_share_of_the_random_line_limit() -> None:
+    elements = last_level_cache_bytes()  # eight times the cache
+    case = build_case("random", BenchOptions(nbytes=8 * elements, gathers=1_000, workers=(1,)))
+    line = LimitResult("random", "shm-4k", 1, "random_lines", "numba", (1,), 1.0, 10.0)
+    assert share_of_limit(case, 20_000, [line]) == (50.0, "")
+    assert share_of_limit(case, 20_000, []) == (None, "needs numba")
+    small = build_case("random", SMALL)
+    assert share_of_limit(small, 20_000, [line]) == (None, "x fits the cache")
+
+
+def test_share_of_bandwidth_counts_whole_lines() -> None:
+    nbytes = 4 * last_level_cache_bytes()
+    case = build_case("stride", BenchOptions(nbytes=nbytes, gathers=1_000, workers=(1,)))
+    copy = LimitResult("stride", "shm-4k", 1, "copy", "numba", (1,), 8.0, None)
+    assert case.moved_bytes == 1_000 * (64 + 8 + 8)
+    assert share_of_limit(case, 20_000, [copy])[0] == pytest.approx(50.0)

@@ -1,0 +1,175 @@
+"""Table, JSON and page of a made-up run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from hugepool.bench.html import render_page
+from hugepool.bench.plot import limit_ns, write_plot
+from hugepool.bench.results import Benchmark, Missing, missing_rung
+from hugepool.bench.statistics import Speedup
+from hugepool.bench.table import (
+    WIDTH,
+    number,
+    plain_table,
+    print_benchmark,
+    speedup_text,
+    wrapped,
+)
+from hugepool_common.errors import NotEnoughPagesError
+from support.benchmarks import TITLE, benchmark, cell
+
+
+def test_the_table_tells_everything_in_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_benchmark(benchmark())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(TITLE)
+    assert lines[1].split()[:4] == ["backing", "kernel", "w", "median"]
+    row = next(line for line in lines if line.startswith("hugetlbfs-2m"))
+    assert row.split()[:9] == "hugetlbfs-2m hugepool 1 102 2.00 100 0.24 80 100".split()
+    assert "1.98x (1.94-2.01)" in row
+    assert "dTLB misses: unavailable: no such counter <here>" in lines
+    assert "  tmpfs-huge: no such mount (needed 1 page, had none)" in lines
+    assert "      mount -o huge=always" in lines
+    assert any("2 of 2 checked" in line for line in lines)
+    assert any(line.split()[:5] == ["shm-4k", "1", "21.5", "18.0", "81.2"] for line in lines)
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_terminal_gets_the_same_rows() -> None:
+    screen = io.StringIO()
+    print_benchmark(benchmark(), Console(file=screen, width=WIDTH, force_terminal=True))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert "\x1b[1m" in screen.getvalue()
+    for piece in (TITLE, "1.98x (1.94-2.01)", "baseline", "<here>", "mount -o huge=always"):
+        assert piece in text
+
+
+def test_counted_misses_have_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    print_benchmark(benchmark(cell(tlb_misses_per_item=0.3861, tlb_note="")))
+    lines = capsys.readouterr().out.splitlines()
+    assert "dTLB" in lines[1].split()
+    assert "0.386" in lines[2].split()
+    assert not any(line.startswith("dTLB misses") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "text"),
+    [
+        (Speedup(1.5, 1.25, 1.75, 5, True), "1.50x (1.25-1.75)"),
+        (Speedup(1.5, 0.9, 1.75, 5, False), "not significant (0.90-1.75)"),
+        (Speedup.refusal("not proved huge"), "not proved huge"),
+    ],
+)
+def test_claims_in_words(speedup: Speedup, text: str) -> None:
+    assert speedup_text(speedup) == text
+
+
+def test_numbers_have_three_digits() -> None:
+    assert [number(value) for value in (0.1234, 9.876, 12.34, 123.4)] == [
+        "0.12",
+        "9.88",
+        "12.3",
+        "123",
+    ]
+
+
+def test_columns_are_aligned() -> None:
+    assert plain_table("t", ["backing", "w"], [["a", "1"], ["longer-one", "12"]]) == (
+        "t\nbacking      w\na            1\nlonger-one  12"
+    )
+
+
+def test_commands_are_never_broken() -> None:
+    command = "      " + "mount " * 40
+    assert wrapped(command) == command
+    assert max(map(len, wrapped("word " * 60).splitlines())) <= WIDTH
+
+
+def test_json_round_trip() -> None:
+    run = benchmark()
+    assert Benchmark.from_json(run.to_json()) == run
+    told = json.loads(run.to_json())
+    assert told["cells"][1]["samples_ns"] == [100_000, 101_000, 102_000, 103_000, 104_000]
+    assert told["cells"][1]["speedup"]["significant"] is True
+    assert told["environment"]["versions"]["numpy"] == "2.4.6"
+    del told["cells"]
+    with pytest.raises(msgspec.ValidationError, match="cells"):
+        Benchmark.from_json(json.dumps(told).encode())
+
+
+def test_a_reason_is_said_once() -> None:
+    error = NotEnoughPagesError(
+        "huge pages were demanded and cannot be had (tmpfs-huge: no mount)",
+        needed="4 pages",
+        had="no mount",
+        remedy="mount it",
+    )
+    found = missing_rung("tmpfs-huge", "tmpfs-huge", error)
+    assert str(found) == "tmpfs-huge: no mount (needed 4 pages); mount it"
+    other = missing_rung("heap", "shm-4k", NotEnoughPagesError("full", had="3 MB"))
+    assert str(other) == "heap: full (had 3 MB)"
+    assert str(Missing("heap", "full", pattern="zipf")) == "heap (zipf): full"
+
+
+class _Page(HTMLParser):
+    """Checks that tags nest, and keeps what they are and say."""
+
+    VOID = ("meta", "rect", "line", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_fetches_nothing() -> None:
+    source = render_page(benchmark())
+    page = _Page()
+    page.feed(source)
+    page.close()
+    assert page.open == []
+    assert {"svg", "table", "style", "h2"} <= set(page.seen)
+    assert not {"script", "link", "img", "iframe"} & set(page.seen)
+    assert not [value for name, value in page.attributes if name in ("src", "href")]
+    assert "http" not in source
+    assert "url(" not in source
+    assert "prefers-color-scheme: dark" in source
+    for piece in (TITLE, "A CPU & more", "<here>", "1.98x (1.94-2.01)", "'a b.json'", "a note"):
+        assert piece in page.text
+
+
+def test_the_limit_is_a_time_of_the_best_round() -> None:
+    assert limit_ns(cell(percent_of_limit=80.0)) == pytest.approx(0.8 * 100.0)
+    assert limit_ns(cell(percent_of_limit=None)) is None
+
+
+def test_the_plot_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "drawn"
+    run = benchmark(cell("shm-4k"), cell(), cell(pattern="zipf"), cell(pattern="stride"))
+    write_plot(run, str(target))
+    assert target.read_bytes().startswith(b"\x89PNG")
