@@ -3,8 +3,8 @@
 Nothing here reads a clock, opens a file or touches a socket, so every race is a
 sequence of events that a test can write down. What there is lives in ``state.py``
 (named objects in ``registry.py``, sessions and leases in ``leases.py``, jobs and
-workers in ``jobs.py``), what may be done to it in ``array_desk.py`` and
-``job_desk.py``; this class sends events to them and answers for sessions and for
+workers in ``jobs.py``), what may be done to it in ``array_requests.py`` and
+``job_requests.py``; this class sends events to them and answers for sessions and for
 its own end.
 
 A request's handler returns its reply, or None when the reply comes with a later
@@ -52,7 +52,7 @@ from hugepool_common.messages import (
     SubmitJob,
     Welcome,
 )
-from hugepool_server.array_desk import ArrayDesk
+from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.events import (
     Effect,
     Event,
@@ -70,7 +70,7 @@ from hugepool_server.events import (
     UnwatchProcess,
     WatchProcess,
 )
-from hugepool_server.job_desk import JobDesk
+from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker, Session
 from hugepool_server.registry import ActKind
 from hugepool_server.state import Limits, State, cancelled
@@ -117,8 +117,8 @@ class Coordinator:
         self.version = version
         self._started_ns = started_ns
         self._state = State(uid, limits or Limits())
-        self._arrays = ArrayDesk(self._state)
-        self._work = JobDesk(self._state)
+        self._arrays = ArrayRequests(self._state)
+        self._work = JobRequests(self._state)
         self._stopping = ""
         self._stopped = False
         self._on: dict[type, Callable[[Any, int], None]] = {

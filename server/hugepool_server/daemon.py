@@ -25,9 +25,10 @@ import zmq
 
 from hugepool_common import paths, wire
 from hugepool_common._version import __version__
-from hugepool_common.errors import HugepoolError, ProtocolError
+from hugepool_common.errors import ArrayBusyError, HugepoolError, ProtocolError
 from hugepool_common.messages import CreateProgress, Failed, Message
 from hugepool_common.pages import read_host
+from hugepool_common.spec import Segment
 from hugepool_server import events
 from hugepool_server.backends import select
 from hugepool_server.backends.base import SegmentRequest
@@ -42,6 +43,9 @@ MAKER_THREADS = 4
 """Arrays populated at once; each populates with threads of its own."""
 
 PROGRESS_INTERVAL_NS = 100_000_000
+WRITER_PATIENCE_NS = 1_000_000_000
+"""How long a seal waits for writers that were asked to let go."""
+
 BATCH = 256
 """Requests taken from the socket before other sources are looked at."""
 
@@ -83,6 +87,7 @@ class Daemon:
                 pid=os.getpid(),
                 uid=os.geteuid(),
                 version=__version__,
+                started_ns=time.monotonic_ns(),
             )
             self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._parent_fd = -1
@@ -186,8 +191,11 @@ class Daemon:
             if self._wake_fd in ready:
                 self._take_outcomes()
             # Before requests: a pid that is dead must not speak again.
-            for fd in [fd for fd in ready if fd in self._sessions_by_pidfd]:
-                self._handle(events.ProcessExited(self._sessions_by_pidfd[fd]))
+            for fd in ready:
+                # Handling one exit may end the session behind another of them.
+                session = self._sessions_by_pidfd.get(fd)
+                if session is not None:
+                    self._handle(events.ProcessExited(session))
             if self._router in ready:
                 self._take_requests()
 
@@ -349,9 +357,20 @@ class Daemon:
         self._cancels.pop(effect.token, None)
         self._post(outcome)
 
+    def _seal_patiently(self, segment: Segment) -> None:
+        # Workers that were told to unmap the segment do so when they read their notice.
+        deadline_ns = time.monotonic_ns() + WRITER_PATIENCE_NS
+        while True:
+            try:
+                return select.seal_segment(segment, self._config.sealed_mode)
+            except ArrayBusyError:
+                if time.monotonic_ns() > deadline_ns:
+                    raise
+            time.sleep(0.01)
+
     def _seal(self, effect: events.SealSegment) -> None:
         try:
-            select.seal_segment(effect.segment, self._config.sealed_mode)
+            self._seal_patiently(effect.segment)
         except Exception as error:
             if not isinstance(error, HugepoolError):
                 log.exception("sealing %s failed", effect.segment.path)

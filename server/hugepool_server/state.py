@@ -1,6 +1,6 @@
 """What the coordinator knows, and the effects of the event that it is at.
 
-The coordinator and its two desks, for arrays and for jobs, work on this one
+The coordinator and its handlers of requests, for arrays and for jobs, work on this one
 state. Sending goes through here, so that nothing is sent to a peer that cannot
 be reached and no request is answered twice.
 """

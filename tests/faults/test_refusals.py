@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -297,13 +298,15 @@ def test_slices_stop_at_the_first_error_and_all_threads_have_ended() -> None:
         filling.in_slices(8 * MIB, 4096, act, None, cancel)
 
 
-def test_slices_cover_everything_once() -> None:
-    for length, page_size in ((1, 1), (7 * MIB, 2 * MIB), (3 << 30, 1 << 30), (130 * MIB, 4096)):
-        length = -(-length // page_size) * page_size
-        seen: list[tuple[int, int]] = []
-        filling.in_slices(length, page_size, lambda a, b: seen.append((a, b)), None, None)
-        seen.sort()
-        assert seen[0][0] == 0
-        assert seen[-1][1] == length
-        assert all(a[1] == b[0] for a, b in zip(seen, seen[1:], strict=False))
-        assert all(start % page_size == 0 for start, _ in seen)
+@pytest.mark.parametrize(
+    ("pages", "page_size"), [(1, 1), (4, 2 * MIB), (3, 1 << 30), (33280, 4096)]
+)
+def test_slices_cover_everything_once(pages: int, page_size: int) -> None:
+    seen: list[tuple[int, int]] = []
+    length = pages * page_size
+    filling.in_slices(length, page_size, lambda a, b: seen.append((a, b)), None, None)
+    seen.sort()
+    assert seen[0][0] == 0
+    assert seen[-1][1] == length
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(seen))
+    assert all(start % page_size == 0 for start, _ in seen)

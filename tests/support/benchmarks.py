@@ -53,7 +53,7 @@ def benchmark(*cells: CellResult) -> Benchmark:
         cell("hugetlbfs-2m", fast, paired_speedup(slow, fast)),
     )
     limits = tuple(
-        LimitResult("random", backing, 1, kind, "numba", (50_000,), rate, line)
+        LimitResult("random", backing, 1, kind, "numba", 80_000_000, (50_000,), rate, line)
         for backing in dict.fromkeys(one.backing for one in cells)
         for kind, rate, line in (
             ("copy", 21.5, None),

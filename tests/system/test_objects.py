@@ -263,6 +263,14 @@ def test_an_output_is_used_again(pool: hugepool.Pool) -> None:
     np.testing.assert_array_equal(first.array, 8.0)  # the same memory
 
 
+def test_a_result_can_be_sealed_while_workers_still_hold_it(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(10.0))
+    for _ in range(20):
+        g = pool.gather(x, np.arange(5), out="g", workers=1)
+        g.seal()
+        pool.destroy("g")
+
+
 def test_pages_of_one_mebibyte_and_more_say_what_they_are(pool: hugepool.Pool) -> None:
     x = pool.create("x", 1 << 20)
     assert x.pages.length >= 8 << 20

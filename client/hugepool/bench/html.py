@@ -15,6 +15,7 @@ from hugepool.bench.table import (
     checked_text,
     environment_lines,
     limit_table,
+    limit_title,
     number,
 )
 
@@ -61,7 +62,7 @@ def render_page(benchmark: Benchmark) -> str:
         *sections,
     ]
     if rows:
-        body += ["<h2>Limits of this machine on the same pages</h2>", _table(header, rows)]
+        body += [f"<h2>{escape(limit_title(benchmark.limits))}</h2>", _table(header, rows)]
     body += _ending(benchmark, note)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

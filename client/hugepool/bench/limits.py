@@ -46,6 +46,7 @@ def limit_result(pattern: str, cell: Cell) -> LimitResult:
         cell.workers,
         cell.kernel,
         cell.implementation,
+        next(iter(cell.operands.values())).nbytes,
         samples,
         cell.nbytes / best,
         best / cell.elements if cell.kernel == RANDOM_LINES else None,

@@ -88,6 +88,8 @@ class LimitResult(msgspec.Struct, frozen=True):
     ----------
     kind
         ``copy`` and ``triad`` (STREAM's byte counts, 16 and 24 per element) or ``random_lines``.
+    array_bytes
+        Of each array streamed over, or of the x whose lines are read.
     gb_per_s
         Of the fastest round, as STREAM counts; a random line is 64 bytes.
     ns_per_line
@@ -99,6 +101,7 @@ class LimitResult(msgspec.Struct, frozen=True):
     workers: int
     kind: str
     implementation: str
+    array_bytes: int
     samples_ns: tuple[int, ...]
     gb_per_s: float
     ns_per_line: float | None
@@ -158,7 +161,7 @@ class Benchmark(msgspec.Struct, frozen=True):
     command: tuple[str, ...]
     started: str
     environment: Environment
-    options: dict[str, str | int | list[str] | list[int] | None]
+    options: dict[str, str | int | list[str | int] | None]
     cells: tuple[CellResult, ...]
     limits: tuple[LimitResult, ...]
     missing: tuple[Missing, ...]

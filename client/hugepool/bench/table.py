@@ -104,7 +104,7 @@ def _benchmark(benchmark: Benchmark, show: Show, say: Callable[[str], None]) -> 
         say("")
     header, rows = limit_table(benchmark.limits)
     if rows:
-        show("Limits of this machine on the same pages", header, rows)
+        show(limit_title(benchmark.limits), header, rows)
         say("")
     if note:
         say(f"dTLB misses: {note}")
@@ -192,12 +192,24 @@ def limit_table(limits: Sequence[LimitResult]) -> tuple[list[str], list[list[str
     return header, rows
 
 
+def limit_title(limits: Sequence[LimitResult]) -> str:
+    """What the limits were measured over: an array that fits a cache shows the cache's limit."""
+    arrays = {
+        "lines" if limit.kind == "random_lines" else "streams": format_bytes(limit.array_bytes)
+        for limit in limits
+        if limit.pattern == limits[0].pattern
+    }
+    over = ", ".join(f"{what} over {nbytes}" for what, nbytes in arrays.items())
+    return f"Limits of this machine on the same pages, best round; {over}"
+
+
 def explanations(benchmark: Benchmark) -> list[str]:
     """What the columns mean, what was checked, and the notes of the run."""
     lines = [
         "w: worker processes. GB/s: payload (x, indices or matrix, result). %limit: of this "
         "machine's own limit, measured on the same pages by the same workers in the same rounds "
-        "(best round of both); cache: too small for a fair limit. %huge: proved by the workers.",
+        "(best round of both); above 100 where caches serve a part; cache: too small for a "
+        "fair limit. %huge: proved by the workers.",
         benchmark.rule,
         checked_text(benchmark.cells),
     ]

@@ -33,14 +33,14 @@ def in_slices(
     progress: Progress | None,
     cancel: CancelFlag | None,
     *,
-    slice_bytes: int = SLICE_BYTES,
+    slice_bytes: int | None = None,
 ) -> None:
     """Call ``act(start, stop)`` for every slice of ``[0, length)``.
 
     Parameters
     ----------
     length, page_size, slice_bytes
-        Bytes; slices are multiples of the page size.
+        Bytes; slices are multiples of the page size, 64 MiB unless said otherwise.
     act
         Releases the GIL for the long part. Runs on up to 8 threads.
     progress
@@ -54,14 +54,19 @@ def in_slices(
         `cancel` was set. All threads have ended, as with any other error.
     """
     threads = min(os.cpu_count() or 1, MAX_THREADS)
-    step = round_up(min(slice_bytes, -(-length // threads)), page_size)
+    step = round_up(min(slice_bytes or SLICE_BYTES, -(-length // threads)), page_size)
     failed = threading.Event()
 
     def act_unless_over(start: int, stop: int) -> int:
-        if cancel is not None and cancel.is_set():
-            raise CancelledError("making the segment was cancelled")
-        if not failed.is_set():
+        if failed.is_set():
+            return 0
+        try:
+            if cancel is not None and cancel.is_set():
+                raise CancelledError("making the segment was cancelled")
             act(start, stop)
+        except BaseException:
+            failed.set()  # here, not where it is noticed: the other threads stop at once
+            raise
         return stop - start
 
     done_bytes = 0

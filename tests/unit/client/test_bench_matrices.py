@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from hugepool_common.errors import InvalidSpecError
 sparse = pytest.importorskip("scipy.sparse")
 
 
-def as_scipy(matrix: CsrMatrix) -> sparse.csr_array:
+def as_scipy(matrix: CsrMatrix) -> Any:
     return sparse.csr_array((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

@@ -242,7 +242,7 @@ def test_the_baseline_is_not_compared_with_itself() -> None:
 def test_share_of_the_random_line_limit() -> None:
     elements = last_level_cache_bytes()  # eight times the cache
     case = build_case("random", BenchOptions(nbytes=8 * elements, gathers=1_000, workers=(1,)))
-    line = LimitResult("random", "shm-4k", 1, "random_lines", "numba", (1,), 1.0, 10.0)
+    line = LimitResult("random", "shm-4k", 1, "random_lines", "numba", 8, (1,), 1.0, 10.0)
     assert share_of_limit(case, 20_000, [line]) == (50.0, "")
     assert share_of_limit(case, 20_000, []) == (None, "needs numba")
     small = build_case("random", SMALL)
@@ -252,6 +252,6 @@ def test_share_of_the_random_line_limit() -> None:
 def test_share_of_bandwidth_counts_whole_lines() -> None:
     nbytes = 4 * last_level_cache_bytes()
     case = build_case("stride", BenchOptions(nbytes=nbytes, gathers=1_000, workers=(1,)))
-    copy = LimitResult("stride", "shm-4k", 1, "copy", "numba", (1,), 8.0, None)
+    copy = LimitResult("stride", "shm-4k", 1, "copy", "numba", 8, (1,), 8.0, None)
     assert case.moved_bytes == 1_000 * (64 + 8 + 8)
     assert share_of_limit(case, 20_000, [copy])[0] == pytest.approx(50.0)

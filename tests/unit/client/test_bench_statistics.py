@@ -72,7 +72,8 @@ def test_few_rounds_are_never_enough() -> None:
 @pytest.mark.parametrize("rounds", [5, 8, 9, 15, 30])
 def test_the_interval_has_its_coverage_and_no_more_than_needed(rounds: int) -> None:
     def coverage(rank: int) -> float:
-        return 1 - 2 * sum(math.comb(rounds, k) for k in range(rank + 1)) / 2**rounds
+        outside: int = sum(math.comb(rounds, k) for k in range(rank + 1))
+        return 1 - 2 * outside / float(2**rounds)
 
     rank = interval_rank(rounds)
     assert rank is not None

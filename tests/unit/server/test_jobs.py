@@ -20,7 +20,7 @@ from hugepool_common.messages import (
     Timing,
 )
 from hugepool_server.events import Identity, MakeSegment
-from hugepool_server.job_desk import MAX_OPERANDS, check_submission
+from hugepool_server.job_requests import MAX_OPERANDS, check_submission
 from hugepool_server.jobs import MAX_CPU, Job, Jobs, Worker, clipped
 from hugepool_server.leases import Asker, Session
 from support.coordination import array_spec, segment_of

@@ -1,4 +1,4 @@
-"""The desk for arrays: what may be done to them, by whom, and what follows.
+"""Requests about arrays: what may be done to them, by whom, and what follows.
 
 Handlers of requests return the reply, or None when it comes with a later event.
 They check everything before they change anything.
@@ -44,7 +44,7 @@ from hugepool_server.registry import Act, ActKind, ArrayState, NamedObject
 from hugepool_server.state import State, cancelled
 
 
-class ArrayDesk:
+class ArrayRequests:
     """Creates, grants, seals and destroys."""
 
     def __init__(self, state: State) -> None:

@@ -1,4 +1,4 @@
-"""The desk for jobs: who may submit what, and what a worker's report means."""
+"""Requests about jobs: who may submit what, and what a worker's report means."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hugepool_common.messages import (
     WorkerRegistered,
 )
 from hugepool_common.spec import MAX_EXTENT
-from hugepool_server.array_desk import check_writable
+from hugepool_server.array_requests import check_writable
 from hugepool_server.jobs import Assignment, Job, clipped, no_workers
 from hugepool_server.leases import Asker
 from hugepool_server.state import State
@@ -35,7 +35,7 @@ MAX_OPERANDS = 16
 _WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
-class JobDesk:
+class JobRequests:
     """Takes jobs and reports, and gives parts to workers."""
 
     def __init__(self, state: State) -> None:
