@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -31,13 +30,11 @@ from hugepool_common.errors import (
     DetachedError,
     InvalidSpecError,
     NotEnoughMemoryError,
-    NotPermittedError,
-    SegmentChangedError,
 )
 from hugepool_common.pages import hpage_pmd_size
 from hugepool_common.reservation import map_over, reserve
+from hugepool_common.segment_file import open_segment
 from hugepool_common.spec import (
-    MAX_EXTENT,
     Fall,
     PageReport,
     Part,
@@ -151,10 +148,8 @@ class Mapping:
         linux.require_linux()
         if writable and private:
             raise InvalidSpecError("a private mapping is read-only")
-        _check_segment(segment)
-        fd = _open_file(segment, writable)
+        fd = open_segment(segment, writable)
         try:
-            _check_file(fd, segment)
             mapping = cls(
                 fd,
                 segment.length,
@@ -409,57 +404,4 @@ class Mapping:
             needed=f"{format_bytes(stop - start)} at offset {start}",
             where=self.segment.path if self.segment else "",
             remedy="free memory, or raise the limit of the mount or cgroup",
-        )
-
-
-def _check_segment(segment: Segment) -> None:
-    page = segment.page_size
-    if not (
-        segment.path.startswith("/")
-        and page >= 4096
-        and page & (page - 1) == 0
-        and 0 < segment.length <= MAX_EXTENT
-        and segment.length % page == 0
-    ):
-        raise InvalidSpecError(
-            "no segment can be like this",
-            had=f"length {segment.length}, page size {page}",
-            where=segment.path,
-        )
-
-
-def _open_file(segment: Segment, writable: bool) -> int:
-    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        # O_NONBLOCK: a FIFO planted under the name must not hold us.
-        return os.open(segment.path, flags | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise SegmentChangedError("the segment was destroyed", where=segment.path) from None
-    except PermissionError as error:
-        raise NotPermittedError(
-            f"the segment may not be opened {'for writing' if writable else 'for reading'}: "
-            f"{error.strerror}",
-            where=segment.path,
-        ) from None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR):
-            raise SegmentChangedError(
-                "the segment is no regular file", where=segment.path
-            ) from None
-        raise
-
-
-def _check_file(fd: int, segment: Segment) -> None:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise SegmentChangedError("the segment is no regular file", where=segment.path)
-    # A shorter file would be SIGBUS past its end; another file is a planted one.
-    needed = (segment.device, segment.inode, segment.owner_uid, segment.length)
-    had = (status.st_dev, status.st_ino, status.st_uid, status.st_size)
-    if needed != had:
-        raise SegmentChangedError(
-            "the file is not the segment that was announced",
-            needed="device {}, inode {}, uid {}, {} bytes".format(*needed),
-            had="device {}, inode {}, uid {}, {} bytes".format(*had),
-            where=segment.path,
         )

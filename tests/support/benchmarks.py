@@ -28,6 +28,7 @@ def cell(
         "items": 1_000,
         "nbytes": 24_000,
         "samples_ns": tuple(samples_ns),
+        "disturbed": 0,
         "per_item_ns": Spread.of([sample / 1_000 for sample in samples_ns]),
         "gb_per_s": 0.24,
         "mapped_bytes": 1 << 21,

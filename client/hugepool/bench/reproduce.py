@@ -147,7 +147,13 @@ def reproduce(
             _article_row(row, _baseline(rows, row), proof)
             for row, proof in zip(rows, proofs, strict=True)
         )
+    disturbed = sum(sample.disturbed for cell in cells for sample in cell.samples)
     notes = _notes(found, elements, gathers)
+    if disturbed:
+        notes += (
+            f"{disturbed} of {repeats * len(cells)} samples were taken while other processes used "
+            "the worker's CPU, after three tries each",
+        )
     return Article(command, started, environment, elements, gathers, found, missing, notes)
 
 

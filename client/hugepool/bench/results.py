@@ -33,6 +33,9 @@ class CellResult(msgspec.Struct, frozen=True):
         Payload read and written by one run.
     samples_ns
         Wall time of every measured round, in order of rounds: first start to last stop.
+    disturbed
+        How many of them were taken while a worker had less than 95 % of its CPU, although
+        such a round is run again up to three times.
     per_item_ns
         The same per item.
     gb_per_s
@@ -62,6 +65,7 @@ class CellResult(msgspec.Struct, frozen=True):
     items: int
     nbytes: int
     samples_ns: tuple[int, ...]
+    disturbed: int
     per_item_ns: Spread
     gb_per_s: float
     mapped_bytes: int

@@ -79,6 +79,7 @@ class Suite:
                 self._run_case(self._case(pattern), self._backings)
         finally:
             self._drop_x(lambda key: True)
+        self._note_disturbance()
 
     # Before anything is made ---------------------------------------------------
 
@@ -113,6 +114,14 @@ class Suite:
             )
         if "scipy" not in kernels.available("matvec"):
             self.notes.append("SciPy is not installed: products are checked against NumPy's sums")
+
+    def _note_disturbance(self) -> None:
+        disturbed = sum(cell.disturbed for cell in self.cells)
+        if disturbed:
+            self.notes.append(
+                f"{disturbed} of {sum(len(cell.samples_ns) for cell in self.cells)} samples were "
+                "taken while other processes used the workers' CPUs, after three tries each"
+            )
 
     def _case(self, pattern: str) -> Case:
         if pattern == FILE_PATTERN:
@@ -286,6 +295,7 @@ def cell_result(
         items=case.items,
         nbytes=cell.nbytes,
         samples_ns=samples,
+        disturbed=sum(sample.disturbed for sample in cell.samples),
         per_item_ns=Spread.of([sample / max(1, case.items) for sample in samples]),
         gb_per_s=cell.nbytes / median_ns,
         mapped_bytes=mapped,

@@ -20,7 +20,9 @@ from hugepool.bench.options import (
 from hugepool.bench.results import LimitResult
 from hugepool.bench.suite import implementations, speedup_of
 from hugepool.kernels import last_level_cache_bytes
+from hugepool.timings import JobTimings
 from hugepool_common.errors import InvalidSpecError, JobFailedError, NotEnoughMemoryError
+from hugepool_common.messages import Timing
 
 SMALL = BenchOptions(nbytes=80_000, gathers=4_000, workers=(1,))
 
@@ -99,6 +101,15 @@ def test_page_kinds_stand_side_by_side_and_take_turns() -> None:
         first_of_round.add((order[0].placement.label, order[0].workers))
     assert len(first_of_round) == 6
     assert turned([], 3) == []
+
+
+def test_a_worker_without_its_cpu_is_disturbed() -> None:
+    parts = (
+        Timing("gather", started_ns=0, wall_ns=1_000, cpu_ns=1_000),
+        Timing("gather", started_ns=0, wall_ns=1_000, cpu_ns=900),
+    )
+    assert Sample.of(JobTimings(1, parts, 0)).disturbed
+    assert not Sample.of(JobTimings(1, parts[:1], 0)).disturbed
 
 
 # Memory ---------------------------------------------------------------------------
