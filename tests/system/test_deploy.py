@@ -14,9 +14,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from support.host import require
 
 from hugepool_common import paths, units
+from support.host import require
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from support.host import require
 
 ROOT = Path(__file__).resolve().parents[2]
