@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from hugepool.bench import headline
 from hugepool.bench.plot import COLOURS, limit_ns
 from hugepool.bench.results import Benchmark, CellResult, tlb_note
 from hugepool.bench.table import (
@@ -39,7 +40,12 @@ svg .whisker { stroke: var(--ink); stroke-width: 1; }
 svg .limit { stroke: var(--ink); stroke-width: 3; }
 p.faint, li.faint { color: var(--faint); } code { font-size: 13px; overflow-wrap: anywhere; }
 """
-_TEXT_COLUMNS = {"backing", "kernel", "speed-up over shm-4k"}
+_TEXT_COLUMNS = {"backing", "kernel", "speed-up over shm-4k"} | {
+    "pattern",
+    "hugepool on",
+    "against",
+    "speed-up",
+}
 
 
 def render_page(benchmark: Benchmark) -> str:
@@ -54,6 +60,7 @@ def render_page(benchmark: Benchmark) -> str:
         "<h1>hugepool bench</h1>",
         f'<p class="faint">{escape(benchmark.started)}<br>',
         f"<code>{escape(shlex.join(benchmark.command))}</code></p>",
+        *_in_short(benchmark),
         f"<p>{escape(checked_text(benchmark.cells))}</p>",
         f"<p>{escape(benchmark.rule)}</p>",
         "<p>Bars are medians, thin lines run from the fastest round to the upper quartile, and a "
@@ -71,6 +78,13 @@ def render_page(benchmark: Benchmark) -> str:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _in_short(benchmark: Benchmark) -> list[str]:
+    rows = headline.headlines(benchmark.cells)
+    if not rows:
+        return []
+    return [f"<h2>{escape(headline.TITLE)}</h2>", _table(headline.HEADER, rows)]
 
 
 def _ending(benchmark: Benchmark, note: str) -> list[str]:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from hugepool.bench import headline
 from hugepool.bench.reproduce import Article, ArticleRow
 from hugepool.bench.results import (
     Benchmark,
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 100
-_LEFT = {"backing", "kernel", "speed-up over shm-4k", "row", "article"}
+_LEFT = {"backing", "kernel", "speed-up over shm-4k", "row", "article"} | {
+    "pattern",
+    "hugepool on",
+    "against",
+    "speed-up",
+}
 Row = Sequence[str]
 Show = Callable[[str, Sequence[str], Sequence[Row]], None]
 
@@ -113,6 +119,10 @@ def _benchmark(benchmark: Benchmark, show: Show, say: Callable[[str], None]) -> 
     _say_missing(benchmark.missing, say)
     for line in environment_lines(benchmark.environment):
         say(line)
+    short = headline.headlines(benchmark.cells)
+    if short:
+        say("")
+        show(headline.TITLE, headline.HEADER, short)
 
 
 def _title(cell: CellResult) -> str:
