@@ -39,6 +39,11 @@ class JobTimings:
         return max(part.started_ns + part.wall_ns for part in self.parts) - start_ns
 
     @property
+    def slowest_ns(self) -> int:
+        """Time of the slowest part's kernel, in ns."""
+        return max((part.wall_ns for part in self.parts), default=0)
+
+    @property
     def cpu_ns(self) -> int:
         """CPU time of all kernels together, in ns."""
         return sum(part.cpu_ns for part in self.parts)
@@ -80,11 +85,13 @@ class JobTimings:
         return next((part.tlb_note for part in self.parts if part.tlb_misses is None), "")
 
     def __str__(self) -> str:
-        milliseconds = self.wall_ns / 1e6
         rate = self.nbytes / self.wall_ns if self.wall_ns else 0.0
         huge = 100 * self.huge_bytes / self.mapped_bytes if self.mapped_bytes else 0.0
         kinds = ", ".join(sorted({f"{part.label} ({part.implementation})" for part in self.parts}))
-        return (
-            f"{kinds}: {milliseconds:.3f} ms on {len(self.parts)} worker(s), {rate:.2f} GB/s, "
-            f"{huge:.4g} % of mapped bytes huge"
-        )
+        workers = len({part.pid for part in self.parts})
+        text = f"{kinds}: {self.wall_ns / 1e6:.3f} ms on {workers} worker(s), {rate:.2f} GB/s"
+        if self.wall_ns > 2 * self.slowest_ns:
+            # Parts that did not run side by side: a worker was still compiling, or
+            # there were more parts than workers.
+            text += f" (slowest part {self.slowest_ns / 1e6:.3f} ms)"
+        return f"{text}, {huge:.4g} % of mapped bytes huge"
