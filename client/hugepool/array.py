@@ -10,9 +10,9 @@ import numpy as np
 from hugepool.channel import Channel
 from hugepool.lease import Lease
 from hugepool.timings import JobTimings
-from hugepool_common.errors import ArrayBusyError, DetachedError
+from hugepool_common.errors import ArrayBusyError, DetachedError, HugepoolError
 from hugepool_common.mapping import Mapping
-from hugepool_common.messages import ArrayInfo, Seal, Sealed
+from hugepool_common.messages import ArrayInfo, Describe, Described, Seal, Sealed
 from hugepool_common.spec import ArraySpec, PageReport
 from hugepool_common.units import format_bytes
 
@@ -34,8 +34,17 @@ class SharedObject:
     arrays freely; sealing and detaching are for one thread.
     """
 
-    def __init__(self, channel: Channel, lease: int, info: ArrayInfo, *, writable: bool) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        lease: int,
+        info: ArrayInfo,
+        *,
+        writable: bool,
+        session: object = None,
+    ) -> None:
         self._channel = channel
+        self._session = session  # kept alive: its end would end the coordinator it started
         self._lease = Lease(channel, lease)
         self._info = info
         self.timings: JobTimings | None = None
@@ -49,11 +58,13 @@ class SharedObject:
 
     def _map(self, writable: bool) -> None:
         segment = self._info.segment
-        self._mapping = Mapping.open(segment, writable=writable)
-        self._pages = self._mapping.report(
-            segment.backing, segment.page_size, self._info.pages.reasons
-        )
+        self._channel.check_owner(segment)
+        mapping = Mapping.open(segment, writable=writable)
+        self._mapping, former = mapping, self._mapping
         self._arrays = {}
+        if former is not None:
+            former.close()
+        self.prove()
 
     @property
     def spec(self) -> ArraySpec:
@@ -124,13 +135,18 @@ class SharedObject:
         """
         if self.sealed:
             return self
-        was_writable = self._unmap("seal")
+        self._channel.request(Describe(self.name), Described)  # is there anybody to ask?
+        self._refuse_live_arrays("seal")
+        was_writable = self.writable
+        if was_writable:
+            # The data is never without a mapping: this one may be its last.
+            self._map(False)
         try:
             self._info = self._channel.request(Seal(self.name), Sealed).array
         except BaseException:
-            self._map(was_writable)
+            if was_writable:
+                self._map_again()
             raise
-        self._map(False)
         return self
 
     def detach(self) -> None:
@@ -143,10 +159,18 @@ class SharedObject:
         """
         if self._mapping is None:
             return
-        self._unmap("detach")
+        self._refuse_live_arrays("detach")
+        self._mapping.close()
+        self._mapping = None
         self._lease.release()
 
-    def _unmap(self, verb: str) -> bool:
+    def _map_again(self) -> None:
+        try:
+            self._map(True)
+        except (HugepoolError, OSError):
+            pass  # the file is gone: what we have can still be read
+
+    def _refuse_live_arrays(self, verb: str) -> None:
         mapping = self._attached()
         self._arrays.clear()
         alive = mapping.live_arrays()
@@ -157,10 +181,6 @@ class SharedObject:
                 had=f"{alive} in this process",
                 remedy="del the names bound to .array, its slices and what was made from them",
             )
-        writable = mapping.writable
-        mapping.close()
-        self._mapping = None
-        return writable
 
     def _attached(self) -> Mapping:
         if self._mapping is None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import zmq
@@ -26,9 +28,13 @@ from hugepool_common.errors import (
     InvalidSpecError,
     ProtocolError,
     RequestTimeoutError,
+    SegmentChangedError,
 )
 from hugepool_common.messages import (
+    ArrayCreated,
+    Attached,
     Cancel,
+    Destroy,
     Detach,
     Failed,
     FromCoordinator,
@@ -39,9 +45,11 @@ from hugepool_common.messages import (
     Reply,
     Welcome,
 )
+from hugepool_common.spec import Segment
 
 HELLO_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _START_REMEDY = "start one with: hugepool serve"
 
 _R = TypeVar("_R", bound=Message)
@@ -66,31 +74,34 @@ class Channel:
     """
 
     def __init__(self, address: str, *, client: str = "python") -> None:
-        probe(address)
+        peer = probe(address)
         self.address = address
+        self._coordinator_uid = peer.uid
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._correlation = 0
+        self._waiting: set[int] = set()
+        self._early: dict[int, Reply] = {}
         self._notices: deque[Notice] = deque()
         self._abandoned_leases: deque[int] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
+        # Fires when the coordinator's end of the socket goes: the only sign of its
+        # death where its pid is not ours to see.
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(address)
         self._coordinator_fd = -1
         self._closed = False
         try:
+            self._coordinator_fd = peer.watch(address)
             self.welcome = self.request(
                 Hello(client, __version__), Welcome, timeout_s=HELLO_TIMEOUT_S
             )
         except BaseException:
             self.close(goodbye=False)
             raise
-        try:
-            self._coordinator_fd = os.pidfd_open(self.welcome.pid)
-        except OSError:
-            pass  # in another pid namespace: its death shows as silence only
 
     @property
     def closed(self) -> bool:
@@ -129,19 +140,22 @@ class Channel:
         DetachedError
             The channel is closed, or this is a forked child.
         """
+        self._check_process()  # before the lock, which a fork may have copied while it was held
         with self._lock:
             self._check_usable()
             self._release_abandoned()
             correlation = self._send(message)
+            self._waiting.add(correlation)
             try:
                 answer = self._wait(correlation, timeout_s, on_notice)
-            except KeyboardInterrupt:
-                self._send(Cancel(correlation))
-                try:
-                    self._wait(correlation, CANCEL_TIMEOUT_S, None)
-                except (CoordinatorUnreachableError, RequestTimeoutError):
-                    pass
+            except CoordinatorUnreachableError:
                 raise
+            except BaseException:
+                self._give_up(correlation)
+                raise
+            finally:
+                self._waiting.discard(correlation)
+                self._early.pop(correlation, None)
         if isinstance(answer, Failed):
             raise answer.to_error()
         if not isinstance(answer, reply):
@@ -150,8 +164,37 @@ class Channel:
             )
         return answer
 
+    def _give_up(self, correlation: int) -> None:
+        """Take back a request whose outcome nobody will hold, even if it succeeds meanwhile."""
+        self._send(Cancel(correlation))
+        try:
+            answer = self._wait(correlation, CANCEL_TIMEOUT_S, None)
+        except (CoordinatorUnreachableError, RequestTimeoutError):
+            return
+        if isinstance(answer, ArrayCreated):
+            self._send(Destroy(answer.array.spec.name))
+        elif isinstance(answer, Attached):
+            self._send(Detach(answer.lease))
+
+    def check_owner(self, segment: Segment) -> None:
+        """Refuse a segment that is no file of the coordinator's own user.
+
+        Raises
+        ------
+        SegmentChangedError
+            The coordinator names a file of somebody else.
+        """
+        if segment.owner_uid != self._coordinator_uid:
+            raise SegmentChangedError(
+                "the segment does not belong to the coordinator",
+                needed=f"uid {self._coordinator_uid}",
+                had=f"uid {segment.owner_uid}",
+                where=segment.path,
+            )
+
     def post(self, message: Message) -> None:
         """Send a request whose reply nobody waits for."""
+        self._check_process()
         with self._lock:
             self._check_usable()
             self._send(message)
@@ -186,6 +229,7 @@ class Channel:
         CoordinatorUnreachableError
             The coordinator ended.
         """
+        self._check_process()
         with self._lock:
             self._check_usable()
             if self._notices:
@@ -210,6 +254,8 @@ class Channel:
             except (CoordinatorUnreachableError, RequestTimeoutError):
                 pass
         self._closed = True
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=0)
         self._context.term()
         if self._coordinator_fd >= 0:
@@ -219,6 +265,8 @@ class Channel:
     def _check_usable(self) -> None:
         if self._closed:
             raise DetachedError("the pool is closed", remedy="call hugepool.connect() again")
+
+    def _check_process(self) -> None:
         if os.getpid() != self._owner_pid:
             raise DetachedError(
                 "this pool belongs to the parent process",
@@ -242,6 +290,8 @@ class Channel:
     ) -> Reply:
         deadline = _deadline(timeout_s)
         while True:
+            if correlation in self._early:
+                return self._early.pop(correlation)
             received = self._receive(deadline, [])
             if received is None:
                 raise RequestTimeoutError(
@@ -257,6 +307,9 @@ class Channel:
                     on_notice(message)
             elif number == correlation:
                 return message
+            elif number in self._waiting:
+                # We are in a callback of that request's own wait.
+                self._early[number] = message
             # else: the late reply of a request that was given up
 
     def _receive(
@@ -266,22 +319,57 @@ class Channel:
         poller.register(self._socket, zmq.POLLIN)
         for fd in watch:
             poller.register(fd, zmq.POLLIN)
-        if self._coordinator_fd >= 0:
-            poller.register(self._coordinator_fd, zmq.POLLIN)
+        death = self._coordinator_fd if self._coordinator_fd >= 0 else self._monitor
+        poller.register(death, zmq.POLLIN)
         left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
         ready = dict(poller.poll(left_ms))
         # Replies first: a coordinator that stops says so before it ends.
         if self._socket in ready:
             return wire.decode_from_coordinator(self._socket.recv_multipart())
-        if self._coordinator_fd in ready:
+        if death in ready:
             raise CoordinatorUnreachableError(
                 "the coordinator ended", where=self.address, remedy=_START_REMEDY
             )
         return None
 
 
-def probe(address: str) -> None:
-    """Check that somebody listens at an address: ZeroMQ itself would wait for ever.
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who listens at an address, by the kernel's word.
+
+    Parameters
+    ----------
+    uid
+        Its user.
+    pid
+        Its process in our pid namespace; 0 where that has none.
+    """
+
+    uid: int
+    pid: int
+
+    def watch(self, address: str) -> int:
+        """A pidfd of the process, or -1 where it cannot be seen.
+
+        Raises
+        ------
+        CoordinatorUnreachableError
+            It has ended already.
+        """
+        if self.pid == 0:
+            return -1
+        try:
+            return os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise CoordinatorUnreachableError(
+                "the coordinator ended", where=address, remedy=_START_REMEDY
+            ) from None
+        except OSError:
+            return -1
+
+
+def probe(address: str) -> Listener:
+    """Find out who listens at an address: ZeroMQ itself would wait for ever.
 
     Raises
     ------
@@ -307,6 +395,10 @@ def probe(address: str) -> None:
                 if not isinstance(error, PermissionError)
                 else "join the coordinator's group, or run as its user",
             ) from None
+        # As they were when it called listen().
+        credentials = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return Listener(uid, pid)
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from typing import IO
 
 from hugepool_common.errors import CoordinatorUnreachableError
-from hugepool_common.paths import RUNTIME_VARIABLE
+from hugepool_common.paths import RUNTIME_VARIABLE, socket_fits
+
+RUN_MODULE = ("-P", "-m")
+"""Interpreter options of our children: nothing is imported from the working directory."""
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -35,11 +38,8 @@ class EmbeddedCoordinator:
     """
 
     def __init__(self) -> None:
-        base = os.environ.get("XDG_RUNTIME_DIR")
-        if not base or not os.access(base, os.W_OK):
-            base = tempfile.gettempdir()
         # The coordinator makes the directory and removes it, also if we are killed.
-        self._directory = os.path.join(base, f"hugepool-{secrets.token_hex(6)}")
+        self._directory = _free_directory()
         ready_reader, ready_writer = os.pipe()
         # Its messages go to a file without a name: not to the user's terminal, nor
         # to a pipe that nobody drains.
@@ -47,7 +47,7 @@ class EmbeddedCoordinator:
             try:
                 self._process = subprocess.Popen(
                     [
-                        *(sys.executable, "-m", "hugepool_server"),
+                        *(sys.executable, *RUN_MODULE, "hugepool_server"),
                         *("--runtime-dir", self._directory),
                         *("--parent", str(os.getpid())),
                         *("--ready-fd", str(ready_writer)),
@@ -64,9 +64,9 @@ class EmbeddedCoordinator:
 
     def _wait_ready(self, reader: int, log: IO[bytes]) -> str:
         with open(reader, "rb") as ready:
-            line = b""
-            if select.select([ready], [], [], START_TIMEOUT_S)[0]:
-                line = ready.readline()
+            poller = select.poll()  # select() takes no descriptor above 1023
+            poller.register(ready, select.POLLIN)
+            line = ready.readline() if poller.poll(START_TIMEOUT_S * 1000) else b""
         if line.endswith(b"\n"):
             return line.decode().strip()
         self._process.kill()
@@ -94,9 +94,21 @@ class EmbeddedCoordinator:
         shutil.rmtree(self._directory, ignore_errors=True)  # if it was killed
 
 
+def _free_directory() -> str:
+    """A name for a runtime directory, where its socket's path is short enough."""
+    places = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
+    usable = [place for place in places if place and os.access(place, os.W_OK | os.X_OK)]
+    name = f"hugepool-{secrets.token_hex(6)}"
+    for place in usable:
+        path = os.path.join(os.path.abspath(place), name)
+        if socket_fits(path):
+            return path
+    return os.path.join(usable[0] if usable else "/tmp", name)  # and let the coordinator say why
+
+
 def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start one worker process for the coordinator at `address`, pinned to `cpus` if given."""
-    command = [sys.executable, "-m", "hugepool.worker", "--address", address]
+    command = [sys.executable, *RUN_MODULE, "hugepool.worker", "--address", address]
     command += ["--parent", str(os.getpid())]
     if cpus:
         command += ["--cpus", ",".join(map(str, cpus))]

@@ -14,10 +14,13 @@ from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     HugepoolError,
+    InvalidSpecError,
     NotEnoughPagesError,
 )
+from hugepool_common.paths import PROGRAM_VARIABLE
 
 EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_NO_COORDINATOR = 3
 EXIT_NOT_ENOUGH_PAGES = 4
 EXIT_INTERRUPTED = 130
@@ -76,9 +79,11 @@ def hugepool() -> None:
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> None:
-    """Run a coordinator in the foreground; the options are hugepoold's."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "hugepool_server", *options])
+    """Run the coordinator: see serve --help."""
+    os.environ[PROGRAM_VARIABLE] = "hugepool serve"
+    from hugepool.children import RUN_MODULE
+
+    os.execv(sys.executable, [sys.executable, *RUN_MODULE, "hugepool_server", *options])
 
 
 @hugepool.command()
@@ -92,7 +97,9 @@ def serve(options: tuple[str, ...]) -> None:
     help="Coordinator. Default: $HUGEPOOL_ADDRESS, else the local one.",
 )
 def worker(count: int, cpus: str | None, address: str | None) -> None:
-    """Run worker processes until the coordinator ends or Ctrl-C.
+    """Run worker processes.
+
+    They end with the coordinator, or on Ctrl-C.
 
     \b
     Example:
@@ -102,10 +109,7 @@ def worker(count: int, cpus: str | None, address: str | None) -> None:
     from hugepool.connection import local_address
     from hugepool.worker import parse_cpus
 
-    try:
-        pins = parse_cpus(cpus) if cpus else ()
-    except ValueError:
-        raise click.BadParameter(f"{cpus!r} is not a list such as 0-3 or 0,2") from None
+    pins = () if cpus is None else parse_cpus(cpus)
     where = local_address(address)
 
     def end(*_: object) -> None:
@@ -128,6 +132,9 @@ def worker(count: int, cpus: str | None, address: str | None) -> None:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # A closed stream (`>&-`) is None to Python; the rest of the program writes to what it has.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         hugepool.main(standalone_mode=False)
     except click.exceptions.Exit as ended:
@@ -141,6 +148,8 @@ def main() -> None:
         _fail(error, EXIT_NO_COORDINATOR)
     except NotEnoughPagesError as error:
         _fail(error, EXIT_NOT_ENOUGH_PAGES)
+    except InvalidSpecError as error:
+        _fail(error, EXIT_USAGE)
     except (HugepoolError, OSError) as error:
         _fail(error, EXIT_FAILURE)
 

@@ -14,7 +14,7 @@ from hugepool_common.errors import (
     InvalidSpecError,
     UnsupportedPlatformError,
 )
-from hugepool_common.paths import ADDRESS_VARIABLE, default_addresses
+from hugepool_common.paths import ADDRESS_VARIABLE, default_addresses, service_address
 from hugepool_common.spec import HugePages, PageSize
 
 EMBEDDED = "embedded"
@@ -99,11 +99,17 @@ def local_address(address: str | None) -> str:
 
 
 def _local_service() -> str | None:
-    """Address of a local coordinator that accepts connections of this user."""
+    """Address of a local coordinator that accepts connections of this user.
+
+    A directory below ``/tmp`` may have been made by anybody: only a coordinator of
+    this user or of root is taken there. ``/run`` is root's, and what listens in its
+    ``hugepool`` was put there by root.
+    """
     for address in default_addresses():
         try:
-            probe(address)
+            listener = probe(address)
         except CoordinatorUnreachableError:
             continue
-        return address
+        if listener.uid in (os.geteuid(), 0) or address == service_address():
+            return address
     return None

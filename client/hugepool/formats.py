@@ -6,17 +6,30 @@ import bz2
 import gzip
 import io
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from hugepool.matrix import CsrSource, import_sparse
-from hugepool_common.errors import HugepoolError, InvalidMatrixError, InvalidSpecError
+from hugepool_common.errors import (
+    HugepoolError,
+    InvalidMatrixError,
+    InvalidSpecError,
+    NotEnoughMemoryError,
+)
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+_DAMAGED = (
+    *(ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
+    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError),
+)
+"""What NumPy's and SciPy's readers and the decompressors raise over a damaged file."""
 
 _CHUNK_BYTES = 64 << 20
 _MATRIX_ENDINGS = (".mtx", ".mtx.gz", ".mtx.bz2", ".npz")
@@ -33,7 +46,7 @@ class NpyFile:
     Raises
     ------
     InvalidSpecError
-        No ``.npy`` file, Fortran order of more than one axis, or shorter than its header says.
+        No ``.npy`` file, or shorter than its header says.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,14 +65,9 @@ class NpyFile:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = reader(self._file)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
             raise InvalidSpecError(f"not a .npy file: {error}", where=path) from None
-        if fortran and len(shape) > 1:
-            raise InvalidSpecError(
-                "the file holds a Fortran-ordered array",
-                where=path,
-                remedy="save numpy.ascontiguousarray(array)",
-            )
+        self._fortran = fortran and len(shape) > 1
         needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         had = os.fstat(self._file.fileno()).st_size - self._file.tell()
         if had < needed:
@@ -73,6 +81,12 @@ class NpyFile:
 
     def read_into(self, array: np.ndarray[Any, Any], progress: Progress | None = None) -> None:
         """Fill a C-ordered array of this shape and dtype, a chunk at a time."""
+        if self._fortran:
+            source = np.memmap(
+                self._file, self.dtype, "r", self._file.tell(), self.shape, order="F"
+            )
+            np.copyto(array, source)
+            return
         flat: Any = array.reshape(-1).view(np.uint8)
         target = memoryview(flat)
         done = 0
@@ -126,7 +140,7 @@ def read_matrix(path: str, progress: Progress | None = None) -> CsrSource:
                 return csr_source(mmread(text, spmatrix=False))
     except HugepoolError:
         raise
-    except (ValueError, TypeError, OSError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InvalidMatrixError(f"no matrix can be read: {error}", where=path) from None
 
 
@@ -152,7 +166,8 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def _read_npz(path: str) -> CsrSource:
-    with np.load(path, allow_pickle=False) as archive:
+    # An open file: given a path, NumPy leaves the file open when the archive is damaged.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         missing = {"indptr", "indices", "data", "shape"} - set(archive.files)
         if not missing:
             kind = archive["format"].item() if "format" in archive.files else b"csr"
@@ -162,7 +177,8 @@ def _read_npz(path: str) -> CsrSource:
                     archive["indptr"], archive["indices"], archive["data"], (rows, columns)
                 )
     # another sparse format, which SciPy knows how to turn into CSR
-    return csr_source(import_sparse("reading this .npz file").load_npz(path))
+    with open(path, "rb") as file:
+        return csr_source(import_sparse("reading this .npz file").load_npz(file))
 
 
 def csr_source(matrix: Any) -> CsrSource:
@@ -179,7 +195,14 @@ def csr_source(matrix: Any) -> CsrSource:
         raise InvalidMatrixError(
             f"{type(matrix).__name__} is no sparse matrix", needed="a scipy.sparse matrix or array"
         )
-    csr = matrix.tocsr() if matrix.format != "csr" else matrix
+    try:
+        csr = matrix.tocsr() if matrix.format != "csr" else matrix
+    except MemoryError as error:
+        raise NotEnoughMemoryError(
+            "the matrix does not fit in memory as CSR",
+            needed=f"{matrix.shape[0] + 1} row starts and {matrix.nnz} entries",
+            had=str(error),
+        ) from None
     return CsrSource.checked(csr.indptr, csr.indices, csr.data, csr.shape)
 
 

@@ -13,7 +13,15 @@ from hugepool.children import start_worker, stop_processes
 from hugepool.progress import Waiting
 from hugepool.timings import JobTimings
 from hugepool_common.errors import InvalidSpecError, NoWorkersError
-from hugepool_common.messages import Counted, JobDone, Operand, Stats, SubmitJob, View
+from hugepool_common.messages import (
+    MAX_PARTS,
+    Counted,
+    JobDone,
+    Operand,
+    Stats,
+    SubmitJob,
+    View,
+)
 
 WORKER_START_TIMEOUT_S = 120.0
 _POLL_S = 0.02
@@ -87,11 +95,13 @@ class JobRunner:
         NoWorkersError
             They could not be started.
         """
-        if wanted is not None and (type(wanted) is not int or wanted < 1):
-            raise InvalidSpecError("workers must be a positive int", had=repr(wanted))
+        if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_PARTS):
+            raise InvalidSpecError(
+                "workers must be an int", needed=f"1 to {MAX_PARTS}", had=repr(wanted)
+            )
         registered = self._registered()
         if wanted is None:
-            wanted = registered or len(os.sched_getaffinity(0))
+            wanted = min(registered or len(os.sched_getaffinity(0)), MAX_PARTS)
         if registered < wanted:
             self.start(wanted - registered)
         return wanted

@@ -142,6 +142,8 @@ def _check_structure(
     rows: int,
     columns: int,
 ) -> None:
+    if rows < 0 or columns < 0:
+        raise InvalidMatrixError("a matrix has no negative extent", had=f"{rows} x {columns}")
     if len(indptr) != rows + 1:
         raise InvalidMatrixError(
             "indptr has the wrong length", needed=str(rows + 1), had=str(len(indptr))

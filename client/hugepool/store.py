@@ -116,8 +116,7 @@ class ArrayStore:
         """
         code = _dtype_code(dtype)
         extents = check_shape(_extents(shape), ITEM_SIZES[code])
-        lease, info = self._make(ArraySpec(check_name(name), extents, code), policy)
-        return SharedArray(self._channel, lease, info, writable=True)
+        return self._make(SharedArray, ArraySpec(check_name(name), extents, code), policy)
 
     def attach(self, name: str, readonly: bool = True) -> Any:
         """Map a named object into this process, without a copy.
@@ -142,7 +141,13 @@ class ArrayStore:
         """
         attached = self._channel.request(Attach(check_name(name), bool(readonly)), Attached)
         kind = SharedMatrix if attached.array.spec.kind == "csr" else SharedArray
-        return kind(self._channel, attached.lease, attached.array, writable=not readonly)
+        return kind(
+            self._channel,
+            attached.lease,
+            attached.array,
+            writable=not readonly,
+            session=self,
+        )
 
     def put(self, name: str, value: Any, *, seal: bool = True, **policy: Unpack[Policy]) -> Any:
         """Copy an array, or a SciPy sparse matrix of any format, into shared memory and seal it.
@@ -215,7 +220,7 @@ class ArrayStore:
         """One object, and the pids that hold leases on it."""
         return self._channel.request(Describe(check_name(name)), Described)
 
-    def _make(self, spec: ArraySpec, policy: Policy) -> tuple[int, ArrayInfo]:
+    def _make(self, kind: type[_S], spec: ArraySpec, policy: Policy) -> _S:
         request = CreateArray(
             spec,
             policy.get("huge_pages") or self._huge_pages,
@@ -230,7 +235,11 @@ class ArrayStore:
                     progress(notice.done_bytes, notice.total_bytes)
 
             created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
-        return created.lease, created.array
+        try:
+            return kind(self._channel, created.lease, created.array, writable=True, session=self)
+        except BaseException:
+            self.destroy(spec.name)  # nobody would ever fill it
+            raise
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:
         spec = ArraySpec(
@@ -241,8 +250,7 @@ class ArrayStore:
             len(source.indices),
             source.indices.dtype.str,
         ).checked()
-        lease, info = self._make(spec, policy)
-        shared = SharedMatrix(self._channel, lease, info, writable=True)
+        shared = self._make(SharedMatrix, spec, policy)
 
         def fill() -> None:
             np.copyto(shared.indptr, source.indptr)

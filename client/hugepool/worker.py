@@ -7,8 +7,10 @@ says when a segment was destroyed and must be let go.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -23,7 +25,13 @@ from hugepool import kernels
 from hugepool.channel import Channel
 from hugepool.counters import TlbCounter
 from hugepool_common import linux
-from hugepool_common.errors import CoordinatorUnreachableError, HugepoolError
+from hugepool_common.errors import (
+    ArrayBusyError,
+    CoordinatorUnreachableError,
+    HugepoolError,
+    InvalidSpecError,
+    JobFailedError,
+)
 from hugepool_common.mapping import Mapping
 from hugepool_common.messages import (
     CoordinatorStopping,
@@ -41,6 +49,8 @@ from hugepool_common.messages import (
 
 log = logging.getLogger("hugepool.worker")
 
+_CPU_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+
 
 @dataclass(slots=True)
 class _Held:
@@ -49,7 +59,10 @@ class _Held:
     operand: Any
     mapped_bytes: int
     huge_bytes: int
-    mapping: Mapping | None
+    mapping: Mapping | None = None
+    copies: dict[str, np.ndarray[Any, Any]] | None = None
+    stale: bool = False
+    """Whether what was copied may have changed since."""
 
 
 class Worker:
@@ -119,6 +132,11 @@ class Worker:
         except Exception as error:
             if not isinstance(error, HugepoolError):
                 log.exception("part %d of job %d failed", part.part, part.job)
+                error = JobFailedError(
+                    f"{part.kernel} failed: {type(error).__name__}: {error}",
+                    where=f"rows {part.row_start} to {part.row_stop}, worker pid {os.getpid()}",
+                    remedy="look at the worker's message on its stderr",
+                )
             return PartFailed(part.job, part.part, part.epoch, Failed.from_error(error))
         return PartDone(part.job, part.part, part.epoch, timing)
 
@@ -157,16 +175,34 @@ class Worker:
 
     def _hold(self, operand: PartOperand) -> _Held:
         key = (operand.segment.segment_id, operand.writable, operand.view)
-        if key not in self._held:
-            self._held[key] = _take(operand)
-        return self._held[key]
+        held = self._held.get(key)
+        if held is None:
+            self._channel.check_owner(operand.segment)
+            held = self._held[key] = _take(operand)
+        elif held.stale and held.copies is not None:
+            _copy_again(operand, held.copies)
+        held.stale = not operand.sealed
+        return held
+
+    @staticmethod
+    def _unmap(mapping: Mapping) -> None:
+        try:
+            mapping.close()
+        except ArrayBusyError:
+            # An error that is part of a reference cycle keeps the kernel's frames, and
+            # so its arrays, until the collector comes by.
+            gc.collect()
+            try:
+                mapping.close()
+            except ArrayBusyError as error:
+                log.warning("a destroyed array stays mapped until its last view goes: %s", error)
 
     def _drop(self, segment_id: int) -> None:
         for key in [key for key in self._held if key[0] == segment_id]:
             held = self._held.pop(key)
-            held.operand = None
+            held.operand = held.copies = None
             if held.mapping is not None:
-                held.mapping.close()
+                self._unmap(held.mapping)
 
 
 def _take(operand: PartOperand) -> _Held:
@@ -180,10 +216,19 @@ def _take(operand: PartOperand) -> _Held:
     copies = {role: np.array(array) for role, array in arrays.items()}
     arrays.clear()
     mapping.close()
-    huge = sum(_huge_bytes_of(copy) for copy in copies.values())
     return _Held(
-        _operand(operand, copies), sum(copy.nbytes for copy in copies.values()), huge, None
+        _operand(operand, copies),
+        sum(copy.nbytes for copy in copies.values()),
+        sum(_huge_bytes_of(copy) for copy in copies.values()),
+        copies=copies,
     )
+
+
+def _copy_again(operand: PartOperand, copies: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Bring a heap copy up to date in place, in the pages that it has."""
+    with Mapping.open(operand.segment) as mapping:
+        for part in operand.spec.parts:
+            np.copyto(copies[part.role], mapping.array(part))
 
 
 def _operand(operand: PartOperand, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -207,17 +252,27 @@ def _huge_bytes_of(array: np.ndarray[Any, Any]) -> int:
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
-    """CPU numbers of a list such as ``0-3,8``.
+    """CPU numbers of a list such as ``0-3,8``, all of which this process may run on.
 
     Raises
     ------
-    ValueError
-        The text is no such list.
+    InvalidSpecError
+        The text is no such list, or names a CPU that is not there for us.
     """
+    allowed = os.sched_getaffinity(0)
     cpus: list[int] = []
     for piece in text.split(","):
-        first, dash, last = piece.partition("-")
-        cpus += range(int(first), int(last if dash else first) + 1)
+        match = _CPU_RANGE.fullmatch(piece.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise InvalidSpecError(f"{text!r} is not a list of CPUs such as 0-3 or 0,2")
+        if not {first, last} <= allowed:
+            raise InvalidSpecError(
+                f"{text!r} names a CPU that is not there for us",
+                needed=f"of {','.join(map(str, sorted(allowed)))}",
+                had=piece.strip(),
+            )
+        cpus += (cpu for cpu in range(first, last + 1) if cpu in allowed)
     return tuple(cpus)
 
 

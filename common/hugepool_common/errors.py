@@ -165,7 +165,10 @@ class IndexOutOfRangeError(HugepoolError, IndexError):
     """
 
     code = ErrorCode.INDEX_OUT_OF_RANGE
-    position: int = -1
+
+    def __init__(self, message: str, *, position: int = -1, **facts: str) -> None:
+        super().__init__(message, **facts)
+        self.position = position
 
 
 class InvalidMatrixError(HugepoolError, ValueError):

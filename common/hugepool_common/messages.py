@@ -39,7 +39,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     """Base of everything on the wire."""
 
 
-class Timing(msgspec.Struct, frozen=True):
+class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One report of a run: what a worker, or a user's ``timed`` block, did and how long it took.
 
     Parameters
@@ -86,7 +86,7 @@ class Timing(msgspec.Struct, frozen=True):
     tlb_note: str = ""
 
 
-class ArrayInfo(msgspec.Struct, frozen=True):
+class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the coordinator knows of a named object."""
 
     spec: ArraySpec
@@ -101,7 +101,7 @@ class ArrayInfo(msgspec.Struct, frozen=True):
     """Leases held on it now."""
 
 
-class Operand(msgspec.Struct, frozen=True):
+class Operand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named array in a role of a kernel, such as ``x``, ``idx``, ``A`` or ``out``."""
 
     role: str
@@ -110,7 +110,7 @@ class Operand(msgspec.Struct, frozen=True):
     view: View = "shared"
 
 
-class PartOperand(msgspec.Struct, frozen=True):
+class PartOperand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An operand as a worker receives it, ready to map."""
 
     role: str
@@ -118,9 +118,11 @@ class PartOperand(msgspec.Struct, frozen=True):
     segment: Segment
     writable: bool
     view: View
+    sealed: bool
+    """Whether a copy of it stays true."""
 
 
-class WorkerInfo(msgspec.Struct, frozen=True):
+class WorkerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A registered worker."""
 
     worker: int

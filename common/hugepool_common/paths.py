@@ -22,6 +22,9 @@ from hugepool_common.errors import InvalidSpecError, NotPermittedError
 
 ADDRESS_VARIABLE = "HUGEPOOL_ADDRESS"
 RUNTIME_VARIABLE = "HUGEPOOL_RUNTIME_DIR"
+PROGRAM_VARIABLE = "HUGEPOOL_PROGRAM"
+"""What ``hugepool serve`` tells ``hugepoold`` to call itself in its help and errors."""
+
 SOCKET_NAME = "hugepool.sock"
 _SERVICE_DIRECTORY = "/run/hugepool"
 _SOCKET_PATH_LIMIT = 107  # sun_path less its terminating zero
@@ -63,15 +66,29 @@ def socket_path(directory: str) -> str:
     return path
 
 
+def socket_fits(directory: str) -> bool:
+    """Whether the socket of a runtime directory has a path that a Unix socket may have."""
+    try:
+        socket_path(directory)
+    except InvalidSpecError:
+        return False
+    return True
+
+
 def address_of(directory: str) -> str:
     """The ZeroMQ address of the coordinator that owns a runtime directory."""
     return "ipc://" + socket_path(directory)
 
 
+def service_address() -> str:
+    """The address of the machine's service, in a directory that only root can make."""
+    return address_of(_SERVICE_DIRECTORY)
+
+
 def default_addresses() -> list[str]:
     """Where a local coordinator may listen: this user's directory, then the service's."""
     found = [address_of(runtime_directory())]
-    service = address_of(_SERVICE_DIRECTORY)
+    service = service_address()
     if service not in found and RUNTIME_VARIABLE not in os.environ:
         found.append(service)
     return found
@@ -127,7 +144,9 @@ def open_private_directory(path: str, mode: int = 0o700) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise NotPermittedError(
-            f"not a directory of ours: {error.strerror}", where=path, remedy="remove it"
+            f"not a directory of ours: {error.strerror}",
+            where=path,
+            remedy=f"choose another with {RUNTIME_VARIABLE}",
         ) from None
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or (

@@ -201,10 +201,6 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 had=f"{self.shape[0]} x {self.shape[1]}, nnz {self.nnz}",
                 remedy="use index dtype <i8",
             )
-        if self.nnz > self.shape[0] * self.shape[1]:
-            raise InvalidSpecError(
-                "nnz exceeds the matrix", needed="at most rows * columns", had=str(self.nnz)
-            )
         return self
 
     @property
@@ -231,7 +227,7 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return last.offset + last.nbytes
 
 
-class Fall(msgspec.Struct, frozen=True):
+class Fall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a rung of the ladder was not used.
 
     Parameters
@@ -255,7 +251,7 @@ class Fall(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-class PageReport(msgspec.Struct, frozen=True):
+class PageReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many bytes of a segment one process maps with huge pages, and why not more.
 
     Parameters
@@ -301,7 +297,7 @@ class PageReport(msgspec.Struct, frozen=True):
         return text
 
 
-class Segment(msgspec.Struct, frozen=True):
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a segment lies and how to know that a file is really it.
 
     Parameters

@@ -9,7 +9,8 @@ import sys
 import click
 
 from hugepool_common._version import __version__
-from hugepool_common.errors import CoordinatorRunningError, HugepoolError
+from hugepool_common.errors import CoordinatorRunningError, HugepoolError, InvalidSpecError
+from hugepool_common.paths import PROGRAM_VARIABLE
 from hugepool_server.config import Config
 
 EXIT_RUNNING = 5
@@ -66,13 +67,16 @@ def hugepoold(
 
 def main() -> None:
     """Run ``hugepoold`` and exit with its status."""
+    program = os.environ.pop(PROGRAM_VARIABLE, "hugepoold")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  a closed stream is None
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if sys.platform != "linux":
         sys.exit("hugepoold: hugepool needs Linux; this is " + sys.platform)
     try:
-        hugepoold.main(standalone_mode=True)
+        hugepoold.main(standalone_mode=True, prog_name=program)
     except CoordinatorRunningError as error:
-        print(f"hugepoold: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         sys.exit(EXIT_RUNNING)
     except HugepoolError as error:
-        print(f"hugepoold: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InvalidSpecError) else 1)

@@ -46,7 +46,8 @@ class Config:
                 gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
             except KeyError:
                 raise InvalidSpecError(
-                    f"no group is called {group!r}", remedy=f"groupadd --system {group}"
+                    f"no group is called {group!r}",
+                    remedy=f"groupadd --system {group}" if group else "name a group",
                 ) from None
         return cls(
             runtime_directory=os.path.abspath(directory or runtime_directory()),
@@ -56,8 +57,12 @@ class Config:
 
     @property
     def directory_mode(self) -> int:
-        """Mode of the runtime directory."""
-        return 0o700 if self.group is None else 0o750
+        """Mode of the runtime directory.
+
+        Members of a group may enter it, not read it: who can open a directory can
+        also lock it, and so keep a coordinator from starting.
+        """
+        return 0o700 if self.group is None else 0o710
 
     @property
     def socket_umask(self) -> int:

@@ -17,7 +17,8 @@ import socket
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -42,8 +43,11 @@ log = logging.getLogger("hugepoold")
 MAKER_THREADS = 4
 """Arrays populated at once; each populates with threads of its own."""
 
+SMALL_BYTES = 64 << 20
+"""Arrays below this never wait for larger ones to be populated."""
+
 PROGRESS_INTERVAL_NS = 100_000_000
-WRITER_PATIENCE_NS = 1_000_000_000
+WRITER_PATIENCE_NS = 5_000_000_000
 """How long a seal waits for writers that were asked to let go."""
 
 BATCH = 256
@@ -101,6 +105,10 @@ class Daemon:
             for source in (self._router, self._wake_fd, self._signals.fileno()):
                 self._poller.register(source, zmq.POLLIN)
             self._makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
+            self._small_makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="small")
+            self._sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
+            self._removers = ThreadPoolExecutor(1, thread_name_prefix="remover")
+            self._removals: set[Future[None]] = set()
             self._cancels: dict[int, threading.Event] = {}
             self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
             undo.callback(self._stop_makers)
@@ -112,6 +120,8 @@ class Daemon:
         mounts = [mount.path for mount in host.hugetlbfs_mounts]
         mounts += [mount.path for mount in host.tmpfs_mounts]
         reclaimed = self._directories.sweep(mounts)
+        for path in reclaimed.left:
+            log.warning("left alone, for it is not ours: %s", path)
         if reclaimed.count:
             log.warning(
                 "removed %d segments (%d bytes) of coordinators that died",
@@ -167,7 +177,9 @@ class Daemon:
     def _stop_makers(self) -> None:
         for cancel in list(self._cancels.values()):
             cancel.set()
-        self._makers.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._makers, self._small_makers, self._sealers):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._removers.shutdown(wait=True)
 
     def _close_descriptors(self) -> None:
         for fd in (*self._pidfds.values(), self._wake_fd, self._parent_fd):
@@ -266,14 +278,19 @@ class Daemon:
                     pending.append(events.PeerUnreachable(effect.peer))
             case events.MakeSegment():
                 self._cancels[effect.token] = threading.Event()
-                self._makers.submit(self._make, effect, self._cancels[effect.token])
+                small = effect.spec.nbytes < SMALL_BYTES
+                pool = self._small_makers if small else self._makers
+                pool.submit(self._make, effect, self._cancels[effect.token], [*self._removals])
             case events.CancelSegment():
                 if effect.token in self._cancels:
                     self._cancels[effect.token].set()
             case events.SealSegment():
-                self._makers.submit(self._seal, effect)
+                self._sealers.submit(self._seal, effect)
             case events.UnlinkSegment():
-                select.unlink_segment(effect.segment)
+                # Giving back the pages of 5 GiB takes a second.
+                removal = self._removers.submit(select.unlink_segment, effect.segment)
+                self._removals.add(removal)
+                removal.add_done_callback(self._removed)
             case events.WatchProcess():
                 if not self._watch(effect.session, effect.pid):
                     pending.append(events.ProcessExited(effect.session))
@@ -323,7 +340,15 @@ class Daemon:
         self._outcomes.put(event)
         os.eventfd_write(self._wake_fd, 1)
 
-    def _make(self, effect: events.MakeSegment, cancel: threading.Event) -> None:
+    def _removed(self, removal: Future[None]) -> None:
+        self._removals.discard(removal)
+        if removal.exception() is not None:
+            log.error("cannot remove a segment", exc_info=removal.exception())
+
+    def _make(
+        self, effect: events.MakeSegment, cancel: threading.Event, removals: list[Future[None]]
+    ) -> None:
+        futures.wait(removals)  # what was destroyed before this request has left its pages
         last_ns = 0
 
         def progress(done_bytes: int, total_bytes: int) -> None:

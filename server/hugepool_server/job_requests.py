@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from typing import get_args
 
-from hugepool_common.errors import InvalidSpecError, NotPermittedError
+from hugepool_common.errors import InvalidSpecError, JobFailedError, NotPermittedError
 from hugepool_common.messages import (
     MAX_PARTS,
     Failed,
@@ -25,8 +25,9 @@ from hugepool_common.messages import (
 )
 from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
-from hugepool_server.jobs import Assignment, Job, clipped, no_workers
+from hugepool_server.jobs import Assignment, Job, Part, clipped, no_workers
 from hugepool_server.leases import Asker
+from hugepool_server.registry import ArrayState
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -44,6 +45,8 @@ class JobRequests:
     def settle(self, now_ns: int) -> None:
         """After every event: no job without a worker, no idle worker while a part waits."""
         jobs = self._state.jobs
+        for job, part in jobs.poisoned():
+            self.fail(job, Failed.from_error(_fatal(job, part)))
         if not jobs.workers:
             for job in jobs.live:
                 self.fail(job, Failed.from_error(no_workers()))
@@ -82,7 +85,10 @@ class JobRequests:
                     needed="a writable lease",
                     remedy="attach it with readonly=False first",
                 )
-        return PartOperand(operand.role, found.spec, found.segment, operand.writable, operand.view)
+        sealed = found.state is ArrayState.SEALED
+        return PartOperand(
+            operand.role, found.spec, found.segment, operand.writable, operand.view, sealed
+        )
 
     def part_done(self, asker: Asker, request: PartDone, now_ns: int) -> Message:
         """Take a result; with the last one the job is done."""
@@ -113,6 +119,15 @@ class JobRequests:
 
     def _taken(self, asker: Asker, report: PartDone | PartFailed) -> Assignment | None:
         return self._state.jobs.take_report(asker.session, report.job, report.part, report.epoch)
+
+
+def _fatal(job: Job, part: Part) -> JobFailedError:
+    return JobFailedError(
+        f"every worker that ran part {part.number} of job {job.number} ended",
+        had=f"{part.losses} workers lost at rows {part.row_start} to {part.row_stop}",
+        where=job.kernel,
+        remedy="look at the workers' messages and at the memory limit they run under",
+    )
 
 
 def check_submission(request: SubmitJob) -> None:

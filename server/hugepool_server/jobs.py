@@ -30,6 +30,9 @@ from hugepool_common.messages import (
 )
 from hugepool_server.leases import Asker, Session
 
+MAX_LOSSES = 3
+"""Workers that may die at one part before the part is blamed for it."""
+
 MAX_CPU = 65_535
 """Largest CPU number of a worker."""
 
@@ -58,6 +61,7 @@ class Part:
     row_stop: int
     state: PartState = PartState.PENDING
     epoch: int = 1
+    losses: int = 0
     timing: Timing | None = None
 
 
@@ -230,6 +234,16 @@ class Jobs:
             part = worker.running.part
             part.state = PartState.PENDING
             part.epoch += 1
+            part.losses += 1
+
+    def poisoned(self) -> list[tuple[Job, Part]]:
+        """Live jobs with a part at which :data:`MAX_LOSSES` workers ended, and that part."""
+        found = []
+        for job in self.live:
+            part = next((part for part in job.parts if part.losses >= MAX_LOSSES), None)
+            if part is not None:
+                found.append((job, part))
+        return found
 
     def describe_workers(self) -> tuple[WorkerInfo, ...]:
         """All workers; without their CPUs where those would pass a frame."""

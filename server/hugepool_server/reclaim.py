@@ -46,7 +46,7 @@ class SegmentDirectories:
     Parameters
     ----------
     group
-        Group id whose members may read segments; the directories are then 0750,
+        Group id whose members may read segments; the directories are then 0710,
         otherwise 0700.
 
     Notes
@@ -161,7 +161,7 @@ class SegmentDirectories:
                 where=path,
                 remedy=f"run the coordinator as a member of group {self._group}",
             ) from None
-        os.fchmod(fd, 0o750)
+        os.fchmod(fd, 0o710)  # a member who could open it could hold its lock
 
 
 def _reclaim(path: str) -> Reclaimed:

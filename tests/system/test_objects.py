@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,10 +225,58 @@ def test_files_that_hold_something_else(pool: hugepool.Pool, tmp_path: Path) -> 
     (tmp_path / "cut.npy").write_bytes(whole[:-8])
     with pytest.raises(hugepool.InvalidSpecError, match="cut short"):
         pool.load("x", tmp_path / "cut.npy")
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(np.arange(6.0).reshape(2, 3)))
+    fortran = pool.load("fortran", tmp_path / "fortran.npy")
+    np.testing.assert_array_equal(fortran.array, np.arange(6.0).reshape(2, 3))
+    pool.destroy("fortran")
     np.save(tmp_path / "object.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(hugepool.InvalidSpecError):
         pool.load("x", tmp_path / "object.npy")
     assert pool.list() == ()
+
+
+@pytest.mark.parametrize("name", ["x.mtx.gz", "x.mtx.bz2", "x.npz"])
+def test_damaged_files_are_named(pool: hugepool.Pool, tmp_path: Path, name: str) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    text = b"%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1.0\n2 3 2.5\n"
+    path = tmp_path / name
+    if name.endswith(".npz"):
+        sparse.save_npz(path, sparse.csr_array(np.eye(30)))
+    else:
+        path.write_bytes((gzip if name.endswith("gz") else bz2).compress(text))
+    pool.load("good", path)
+    pool.destroy("good")
+    whole = path.read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        try:
+            pool.load("x", path)
+        except (hugepool.InvalidMatrixError, hugepool.InvalidSpecError) as error:
+            assert str(path) in str(error)
+        else:
+            pool.destroy("x")
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(hugepool.InvalidMatrixError, match=name):
+        pool.load("x", path)
+    assert pool.list() == ()
+
+
+def test_a_file_that_claims_too_much_is_an_error(pool: hugepool.Pool, tmp_path: Path) -> None:
+    pytest.importorskip("scipy.sparse")
+    claims = "%%MatrixMarket matrix coordinate real general\n100000000000 3 1\n1 1 1.0\n"
+    (tmp_path / "x.mtx").write_text(claims)
+    with pytest.raises(hugepool.HugepoolError):
+        pool.load("x", tmp_path / "x.mtx")
+    np.savez(tmp_path / "x.npz", indptr=[0], indices=[], data=[], shape=[-1, 5])
+    with pytest.raises(hugepool.InvalidMatrixError):
+        pool.load("x", tmp_path / "x.npz")
+
+
+def test_entries_may_repeat_as_in_scipy(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    repeated = sparse.csr_array(([1.0, 1.0, 1.0], [0, 0, 0], [0, 3]), shape=(1, 1))
+    A = pool.put("A", repeated)
+    assert pool.matvec(A, np.ones(1), workers=1).array[0] == 3.0
 
 
 def test_operands_that_do_not_fit(pool: hugepool.Pool) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import zmq
 import hugepool
 from hugepool_common import wire
 from hugepool_common.messages import Failed, Hello, Stats
+from support.host import require
 from support.service import Service
 
 OWNER = """
@@ -242,26 +248,38 @@ def test_malformed_frames_are_answered_or_dropped_and_the_daemon_lives(service: 
 def test_others_are_served_while_pages_are_made(service: Service) -> None:
     service.start()
     maker = service.spawn(
-        sys.executable,
-        "-c",
+        *(sys.executable, "-c"),
         "import hugepool\n"
+        "def progress(done, total):\n"
+        "    if done < total: print('making', flush=True)\n"
         "pool = hugepool.connect()\n"
-        "seen = []\n"
-        "pool.create('big', 200_000_000, 'f8', backing='shm-4k',\n"
-        "            progress=lambda *done: seen.append(done))\n"
-        "print(len(seen), all(total == seen[0][1] for _, total in seen))\n",
+        "pool.create('big', 250_000_000, 'f8', backing='shm-4k', progress=progress)\n"
+        "print('made', flush=True)\n",
     )
-    served = 0
     with hugepool.connect(service.address) as pool:
-        while maker.poll() is None:
-            pool.stats()
-            served += 1
-    assert maker.returncode == 0
-    assert maker.stdout is not None
-    count, consistent = maker.stdout.read().split()
-    assert int(count) >= 1
-    assert consistent == "True"
-    assert served > 20
+        pool.list()
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == "making\n"
+        # Answered before the end: an array under way is not listed, a made one is.
+        assert names(pool) == []
+        # Small ones do not queue behind it, neither their pages nor their seals.
+        assert pool.put("small", [1.0]).sealed
+        assert names(pool) == ["small"]
+        assert maker.wait(60) == 0
+    assert maker.stdout.read().endswith("made\n")
+
+
+def test_a_destroyed_array_s_pages_are_free_for_the_next(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        for _ in range(3):
+            x = pool.create("x", 100_000_000, backing="shm-4k")
+            path = x.info.segment.path
+            x.detach()
+            pool.destroy("x")
+            pool.create("y", 10)  # made after what was destroyed before it has gone
+            assert not os.path.exists(path)
+            pool.destroy("y")
 
 
 def test_a_forked_child_is_told_that_the_pool_is_not_its_own(service: Service) -> None:
@@ -281,6 +299,202 @@ def test_a_forked_child_is_told_that_the_pool_is_not_its_own(service: Service) -
         "print([info.spec.name for info in pool.list()])\n"
     )
     assert (done.stdout, done.returncode) == ("['x']\n", 0), done.stderr
+
+
+def test_a_child_forked_during_a_request_does_not_hang(service: Service) -> None:
+    service.start()
+    done = service.run(
+        "import os, threading, time, hugepool\n"
+        "pool = hugepool.connect()\n"
+        "begun = threading.Event()\n"
+        "maker = threading.Thread(target=lambda: pool.create(\n"
+        "    'big', 200_000_000, backing='shm-4k', progress=lambda *_: begun.set()))\n"
+        "maker.start()\n"
+        "begun.wait()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    try:\n"
+        "        pool.list()\n"
+        "    except hugepool.DetachedError:\n"
+        "        os._exit(7)\n"
+        "    os._exit(9)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "maker.join()\n"
+    )
+    assert done.stdout == "7\n", done.stderr
+
+
+def test_what_a_failing_callback_interrupts_is_taken_back(service: Service) -> None:
+    service.start()
+
+    def fail(done_bytes: int, total_bytes: int) -> None:
+        raise RuntimeError("enough")
+
+    with hugepool.connect(service.address) as pool:
+        with pytest.raises(RuntimeError, match="enough"):
+            pool.create("big", 250_000_000, backing="shm-4k", progress=fail)
+        assert names(pool) == []
+        pool.create("big", 10)
+
+
+def test_a_callback_may_ask_the_pool(service: Service) -> None:
+    service.start()
+    seen = []
+    with hugepool.connect(service.address) as pool:
+        pool.create(
+            "big",
+            250_000_000,
+            backing="shm-4k",
+            progress=lambda *_: seen.append(pool.stats().arrays),
+        )
+        assert seen
+        assert names(pool) == ["big"]
+
+
+def test_an_unsealed_array_outlives_its_coordinator_here(service: Service) -> None:
+    service.start()
+    pool = hugepool.connect(service.address)
+    x = pool.create("x", 1000)
+    x.array[:] = np.arange(1000)
+    assert service.stop() == 0
+    with pytest.raises(hugepool.CoordinatorUnreachableError):
+        x.seal()
+    assert x.array[999] == 999
+    x.array[0] = 5  # as writable as before
+    pool.close()
+    with pytest.raises(hugepool.DetachedError, match="closed"):
+        x.seal()
+    assert x.array[0] == 5
+
+
+def test_a_handle_keeps_its_private_coordinator() -> None:
+    x = hugepool.connect("embedded").create("x", 10)
+    gc.collect()
+    x.array[:] = 3
+    assert x.seal().sealed
+
+
+def test_a_job_whose_every_worker_dies_gives_up(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(1000.0))
+        pool.start_workers(4)
+        for worker in pool.stats().workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+        killer = service.spawn(
+            *(sys.executable, "-c"),
+            "import os, time, hugepool\n"
+            "pool = hugepool.connect()\n"
+            "for _ in range(3):\n"
+            "    while not (busy := [w.pid for w in pool.stats().workers if w.busy]):\n"
+            "        time.sleep(0.01)\n"
+            "    os.kill(busy[0], 9)\n"
+            "    while busy[0] in [w.pid for w in pool.stats().workers]: time.sleep(0.01)\n",
+        )
+        with pytest.raises(hugepool.JobFailedError, match="every worker that ran part 0"):
+            pool.gather("x", np.arange(10), workers=1)
+        assert killer.wait(20) == 0
+        (left,) = pool.stats().workers
+        os.kill(left.pid, signal.SIGCONT)
+
+
+def test_heap_copies_follow_what_is_not_sealed(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.start_workers(1)
+        x, idx = pool.create("x", 10), pool.put("idx", np.arange(10))
+        out = pool.create("out", 10)
+        for value in (1.0, 2.0):
+            x.array[:] = value
+            pool.run("gather", {"x": x, "idx": idx, "out": out}, (0, 10), views={"x": "heap"})
+            np.testing.assert_array_equal(out.array, value)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "take"])
+def test_a_user_s_mistake_costs_no_worker(service: Service, implementation: str) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.start_workers(2)
+        before = [worker.pid for worker in pool.stats().workers]
+        pool.put("x", np.arange(10.0))
+        for _ in range(3):
+            with pytest.raises(hugepool.IndexOutOfRangeError):
+                pool.gather("x", np.array([1, 2, 20]), implementation=implementation)
+            with pytest.raises(hugepool.InvalidSpecError):
+                pool.gather("x", np.array([1, 2]), implementation="nonsense")
+            g = pool.gather("x", np.array([1, 2, 3]), implementation=implementation)
+            np.testing.assert_array_equal(g.array, [1, 2, 3])
+            pool.destroy(g.name)
+        pool.destroy("x")
+        assert [worker.pid for worker in pool.stats().workers] == before
+
+
+def test_an_error_of_another_kind_in_a_worker_is_a_failed_job(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.start_workers(1)
+        x = pool.put("x", np.arange(10.0))
+        pool.destroy("x")
+        del x
+        x = pool.put("x", np.arange(10.0))
+        os.unlink(x.info.segment.path)
+        with pytest.raises(hugepool.HugepoolError, match="destroyed"):
+            pool.gather("x", np.arange(3), workers=1)
+
+
+def test_a_default_socket_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+    require("unprivileged", os.geteuid() == 0, "needs root to become other users")
+    directory = Path(tempfile.mkdtemp(prefix="hugepool-test-"))
+    directory.chmod(0o777)
+    planted = subprocess.Popen(
+        [
+            *("setpriv", "--reuid=64001", "--regid=64003", "--clear-groups"),
+            *(sys.executable, "-m", "hugepool_server", "--group", "64003"),
+            *("--runtime-dir", str(directory / "run")),
+        ],
+        stdout=subprocess.PIPE,
+        cwd="/",
+    )
+    try:
+        assert planted.stdout is not None
+        planted.stdout.readline()
+        done = subprocess.run(
+            [
+                *("setpriv", "--reuid=64002", "--regid=64003", "--clear-groups"),
+                *(sys.executable, "-c"),
+                "from hugepool.connection import local_address\n"
+                "try: print(local_address(None))\n"
+                "except ConnectionError as error: print(error)\n",
+            ],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "HUGEPOOL_RUNTIME_DIR": str(directory / "run")},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "no coordinator runs here" in done.stdout
+    finally:
+        planted.terminate()
+        planted.communicate()
+        shutil.rmtree(directory)
+
+
+def test_nothing_is_imported_from_the_working_directory(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('planted')")
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('planted')")
+    process = subprocess.Popen(
+        [
+            f"{sysconfig.get_path('scripts')}/hugepool",
+            *("serve", "--runtime-dir", str(service.directory)),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == service.address
+    process.terminate()
+    process.communicate()
 
 
 def test_users_own_timings_reach_the_coordinator(service: Service) -> None:

@@ -77,12 +77,10 @@ def resolve(kernel: str, implementation: str = "auto") -> Kernel:
     """
     choices = _implementations(kernel)
     if implementation == "auto":
-        for candidate in choices:
-            try:
-                return _resolved(kernel, candidate)
-            except MissingExtraError as error:
-                missing = error
-        raise missing
+        found = available(kernel)
+        # With none, the first one's error says what to install. Errors are not kept:
+        # one in a variable holds its frames, and these hold arrays.
+        return _resolved(kernel, found[0] if found else next(iter(choices)))
     if implementation not in choices:
         raise InvalidSpecError(
             f"{kernel} has no implementation {implementation!r}",

@@ -74,14 +74,13 @@ def _checked(operands: Operands) -> _GatherOperands:
 
 
 def _refuse(position: int, value: int, rows: int) -> NoReturn:
-    error = IndexOutOfRangeError(
+    raise IndexOutOfRangeError(
         f"index {value} at position {position} is out of range",
         needed=f"0 <= index < {rows}",
         had=str(value),
         where="idx",
+        position=position,
     )
-    error.position = position
-    raise error
 
 
 class NumbaGather:

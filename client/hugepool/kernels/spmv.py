@@ -89,14 +89,13 @@ def _refuse_indptr(position: int, value: int, nnz: int) -> NoReturn:
 
 
 def _refuse_column(position: int, value: int, columns: int) -> NoReturn:
-    error = IndexOutOfRangeError(
+    raise IndexOutOfRangeError(
         f"column {value} of entry {position} is out of range",
         needed=f"0 <= column < {columns}",
         had=str(value),
         where="indices",
+        position=position,
     )
-    error.position = position
-    raise error
 
 
 class NumbaMatvec:

@@ -220,7 +220,7 @@ def pool_command(host: Host, pool: Pool, length: int, *, at_least: int = 0) -> s
 
 def _mount_command(page_size: int, length: int | None) -> str:
     name = page_size_name(page_size)
-    place = f"/dev/hugepages-{name}"
+    place = f"/run/hugepages/hugepool-{os.geteuid()}-{name}"
     limit = "" if length is None else f",size={length // MIB}M"
     return (
         f"mkdir -p {place} && mount -t hugetlbfs -o pagesize={name},uid={os.geteuid()},"

@@ -36,7 +36,7 @@ def session(number: int) -> Session:
 def operand(segment_id: int, *, writable: bool = False) -> PartOperand:
     spec = array_spec(f"a{segment_id}")
     segment, _ = segment_of(MakeSegment(1, segment_id, spec, "try", "auto", ""))
-    return PartOperand("out" if writable else "x", spec, segment, writable, "shared")
+    return PartOperand("out" if writable else "x", spec, segment, writable, "shared", not writable)
 
 
 class Crowd:

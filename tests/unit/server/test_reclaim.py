@@ -48,7 +48,7 @@ def test_a_directory_is_made_once_private_and_locked(tmp_path: Path) -> None:
 def test_a_group_may_enter_but_not_write(tmp_path: Path) -> None:
     with SegmentDirectories(group=os.getegid()) as directories:
         status = os.stat(directories.on(str(tmp_path))[1])
-        assert stat.S_IMODE(status.st_mode) == 0o750
+        assert stat.S_IMODE(status.st_mode) == 0o710
         assert status.st_gid == os.getegid()
 
 
