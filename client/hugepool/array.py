@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from hugepool.lease import Lease
 from hugepool.timings import JobTimings
 from hugepool_common.errors import ArrayBusyError, DetachedError, HugepoolError
 from hugepool_common.mapping import Mapping
-from hugepool_common.messages import ArrayInfo, Describe, Described, Seal, Sealed
+from hugepool_common.messages import ArrayInfo, Describe, Described, Destroy, Seal, Sealed
 from hugepool_common.spec import ArraySpec, PageReport
 from hugepool_common.units import format_bytes
 
@@ -50,6 +51,7 @@ class SharedObject:
         self.timings: JobTimings | None = None
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
         self._mapping: Mapping | None = None
+        self._destroyer: weakref.finalize[..., object] | None = None
         try:
             self._map(writable)
         except BaseException:
@@ -111,6 +113,11 @@ class SharedObject:
         """How *this process* maps the segment: proved when it was attached."""
         return self._pages
 
+    def destroy_with_handle(self) -> None:
+        """Have the name removed when this handle is detached or forgotten."""
+        self._destroyer = weakref.finalize(self, self._channel.post_later, Destroy(self.name))
+        self._destroyer.atexit = False  # the session's end does it
+
     def prove(self) -> PageReport:
         """Look again how this process maps the segment and return the new report."""
         segment = self._info.segment
@@ -142,7 +149,9 @@ class SharedObject:
             # The data is never without a mapping: this one may be its last.
             self._map(False)
         try:
-            self._info = self._channel.request(Seal(self.name), Sealed).array
+            self._info = self._channel.request(
+                Seal(self.name, self._info.segment.segment_id), Sealed
+            ).array
         except BaseException:
             if was_writable:
                 self._map_again()
@@ -162,6 +171,8 @@ class SharedObject:
         self._refuse_live_arrays("detach")
         self._mapping.close()
         self._mapping = None
+        if self._destroyer is not None:
+            self._destroyer()
         self._lease.release()
 
     def _map_again(self) -> None:

@@ -9,23 +9,21 @@ child's copy refuses to work, because two processes cannot share one session.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import zmq
 
+from hugepool.interrupts import Uninterrupted
+from hugepool.listener import START_REMEDY, probe
 from hugepool_common import wire
 from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     DetachedError,
-    InvalidSpecError,
     ProtocolError,
     RequestTimeoutError,
     SegmentChangedError,
@@ -34,6 +32,7 @@ from hugepool_common.messages import (
     ArrayCreated,
     Attached,
     Cancel,
+    Cancelled,
     Destroy,
     Detach,
     Failed,
@@ -49,8 +48,7 @@ from hugepool_common.spec import Segment
 
 HELLO_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_START_REMEDY = "start one with: hugepool serve"
+GOODBYE_TIMEOUT_S = 2.0
 
 _R = TypeVar("_R", bound=Message)
 
@@ -81,9 +79,9 @@ class Channel:
         self._lock = threading.RLock()
         self._correlation = 0
         self._waiting: set[int] = set()
-        self._early: dict[int, Reply] = {}
+        self._replies: dict[int, Reply] = {}
         self._notices: deque[Notice] = deque()
-        self._abandoned_leases: deque[int] = deque()
+        self._abandoned: deque[Message] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -143,10 +141,12 @@ class Channel:
         self._check_process()  # before the lock, which a fork may have copied while it was held
         with self._lock:
             self._check_usable()
-            self._release_abandoned()
-            correlation = self._send(message)
+            while self._abandoned:
+                self._send(self._begin(), self._abandoned.popleft())
+            correlation = self._begin()
             self._waiting.add(correlation)
             try:
+                self._send(correlation, message)
                 answer = self._wait(correlation, timeout_s, on_notice)
             except CoordinatorUnreachableError:
                 raise
@@ -154,8 +154,7 @@ class Channel:
                 self._give_up(correlation)
                 raise
             finally:
-                self._waiting.discard(correlation)
-                self._early.pop(correlation, None)
+                self._forget(correlation)
         if isinstance(answer, Failed):
             raise answer.to_error()
         if not isinstance(answer, reply):
@@ -166,15 +165,23 @@ class Channel:
 
     def _give_up(self, correlation: int) -> None:
         """Take back a request whose outcome nobody will hold, even if it succeeds meanwhile."""
-        self._send(Cancel(correlation))
+        cancel = self._begin()
+        self._waiting.add(cancel)
         try:
-            answer = self._wait(correlation, CANCEL_TIMEOUT_S, None)
+            self._send(cancel, Cancel(correlation))
+            answer = self._wait(cancel, CANCEL_TIMEOUT_S, None)
+            # Replies come in order: what is not found now was answered before, or never sent.
+            if isinstance(answer, Cancelled) and answer.found:
+                self._wait(correlation, CANCEL_TIMEOUT_S, None)
         except (CoordinatorUnreachableError, RequestTimeoutError):
             return
-        if isinstance(answer, ArrayCreated):
-            self._send(Destroy(answer.array.spec.name))
-        elif isinstance(answer, Attached):
-            self._send(Detach(answer.lease))
+        finally:
+            self._forget(cancel)
+        granted = self._replies.get(correlation)
+        if isinstance(granted, ArrayCreated):
+            self._send(self._begin(), Destroy(granted.array.spec.name))
+        elif isinstance(granted, Attached):
+            self._send(self._begin(), Detach(granted.lease))
 
     def check_owner(self, segment: Segment) -> None:
         """Refuse a segment that is no file of the coordinator's own user.
@@ -197,15 +204,15 @@ class Channel:
         self._check_process()
         with self._lock:
             self._check_usable()
-            self._send(message)
+            self._send(self._begin(), message)
 
-    def abandon(self, lease: int) -> None:
-        """Give a lease back at the next request.
+    def post_later(self, message: Message) -> None:
+        """Send a message, whose reply nobody waits for, with the next request.
 
         For garbage collection, which may run inside any call of this very
         channel: it must not send.
         """
-        self._abandoned_leases.append(lease)
+        self._abandoned.append(message)
 
     def next_notice(
         self, timeout_s: float | None, *, watch: list[int] | None = None
@@ -232,12 +239,9 @@ class Channel:
         self._check_process()
         with self._lock:
             self._check_usable()
-            if self._notices:
-                return self._notices.popleft()
-            received = self._receive(_deadline(timeout_s), watch or [])
-            if received is not None and received[0] == 0:
-                return received[1]  # type: ignore[return-value]
-            return None
+            if not self._notices:
+                self._receive(_deadline(timeout_s), watch or [])
+            return self._notices.popleft() if self._notices else None
 
     def close(self, *, goodbye: bool = True) -> None:
         """End the session. The arrays that are attached stay mapped until let go."""
@@ -249,8 +253,10 @@ class Channel:
         if goodbye:
             try:
                 with self._lock:
-                    correlation = self._send(Goodbye())
-                    self._wait(correlation, 2.0, None)
+                    correlation = self._begin()
+                    self._waiting.add(correlation)
+                    self._send(correlation, Goodbye())
+                    self._wait(correlation, GOODBYE_TIMEOUT_S, None)
             except (CoordinatorUnreachableError, RequestTimeoutError):
                 pass
         self._closed = True
@@ -273,14 +279,18 @@ class Channel:
                 remedy="call hugepool.connect(pool.address) in the child",
             )
 
-    def _release_abandoned(self) -> None:
-        while self._abandoned_leases:
-            self._send(Detach(self._abandoned_leases.popleft()))
-
-    def _send(self, message: Message) -> int:
+    def _begin(self) -> int:
         self._correlation += 1
-        self._socket.send_multipart(wire.encode(self._correlation, message))
         return self._correlation
+
+    def _forget(self, correlation: int) -> None:
+        self._waiting.discard(correlation)
+        self._replies.pop(correlation, None)
+
+    def _send(self, correlation: int, message: Message) -> None:
+        frames = wire.encode(correlation, message)
+        with Uninterrupted():
+            self._socket.send_multipart(frames)
 
     def _wait(
         self,
@@ -288,10 +298,9 @@ class Channel:
         timeout_s: float | None,
         on_notice: Callable[[Message], None] | None,
     ) -> Reply:
+        """The reply to a request; it stays noted until the request is forgotten."""
         deadline = _deadline(timeout_s)
-        while True:
-            if correlation in self._early:
-                return self._early.pop(correlation)
+        while correlation not in self._replies:
             received = self._receive(deadline, [])
             if received is None:
                 raise RequestTimeoutError(
@@ -300,21 +309,14 @@ class Channel:
                     where=self.address,
                 )
             number, message = received
-            if isinstance(message, Notice):
-                if number == 0:
-                    self._notices.append(message)
-                elif number == correlation and on_notice is not None:
-                    on_notice(message)
-            elif number == correlation:
-                return message
-            elif number in self._waiting:
-                # We are in a callback of that request's own wait.
-                self._early[number] = message
-            # else: the late reply of a request that was given up
+            if number == correlation and isinstance(message, Notice) and on_notice is not None:
+                on_notice(message)
+        return self._replies[correlation]
 
     def _receive(
         self, deadline: float | None, watch: list[int]
     ) -> tuple[int, FromCoordinator] | None:
+        """Wait for one message and note it; None if the time or a watched descriptor is up."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         for fd in watch:
@@ -325,80 +327,20 @@ class Channel:
         ready = dict(poller.poll(left_ms))
         # Replies first: a coordinator that stops says so before it ends.
         if self._socket in ready:
-            return wire.decode_from_coordinator(self._socket.recv_multipart())
+            with Uninterrupted():
+                number, message = wire.decode_from_coordinator(self._socket.recv_multipart())
+                if isinstance(message, Notice):
+                    if number == 0:
+                        self._notices.append(message)
+                elif number in self._waiting:
+                    self._replies[number] = message
+                # else: the late reply of a request that was given up
+            return number, message
         if death in ready:
             raise CoordinatorUnreachableError(
-                "the coordinator ended", where=self.address, remedy=_START_REMEDY
+                "the coordinator ended", where=self.address, remedy=START_REMEDY
             )
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who listens at an address, by the kernel's word.
-
-    Parameters
-    ----------
-    uid
-        Its user.
-    pid
-        Its process in our pid namespace; 0 where that has none.
-    """
-
-    uid: int
-    pid: int
-
-    def watch(self, address: str) -> int:
-        """A pidfd of the process, or -1 where it cannot be seen.
-
-        Raises
-        ------
-        CoordinatorUnreachableError
-            It has ended already.
-        """
-        if self.pid == 0:
-            return -1
-        try:
-            return os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            raise CoordinatorUnreachableError(
-                "the coordinator ended", where=address, remedy=_START_REMEDY
-            ) from None
-        except OSError:
-            return -1
-
-
-def probe(address: str) -> Listener:
-    """Find out who listens at an address: ZeroMQ itself would wait for ever.
-
-    Raises
-    ------
-    CoordinatorUnreachableError
-        Nobody does, or this user may not connect.
-    InvalidSpecError
-        The address is not ``ipc://PATH``.
-    """
-    scheme, _, path = address.partition("://")
-    if scheme != "ipc" or not path:
-        raise InvalidSpecError(
-            f"{address!r} is not the address of a coordinator", needed="ipc://PATH"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-        attempt.settimeout(2.0)
-        try:
-            attempt.connect(path)
-        except OSError as error:
-            raise CoordinatorUnreachableError(
-                f"no coordinator answers: {error.strerror or error}",
-                where=address,
-                remedy=_START_REMEDY
-                if not isinstance(error, PermissionError)
-                else "join the coordinator's group, or run as its user",
-            ) from None
-        # As they were when it called listen().
-        credentials = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(credentials)
-    return Listener(uid, pid)
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -15,6 +15,7 @@ from hugepool_common.errors import (
     CoordinatorUnreachableError,
     HugepoolError,
     InvalidSpecError,
+    JobFailedError,
     NotEnoughPagesError,
 )
 from hugepool_common.paths import PROGRAM_VARIABLE
@@ -113,7 +114,7 @@ def worker(count: int, cpus: str | None, address: str | None) -> None:
     where = local_address(address)
 
     def end(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, end)
     processes: list[subprocess.Popen[bytes]] = []
@@ -123,11 +124,15 @@ def worker(count: int, cpus: str | None, address: str | None) -> None:
             processes.append(start_worker(where, cpus=pinned))
         click.echo(f"{count} worker(s) for {where}", err=True)
         statuses = [process.wait() for process in processes]
-    except KeyboardInterrupt:
-        return
     finally:
         stop_processes(processes)
-    sys.exit(max(statuses, key=abs))
+    killed = [-status for status in statuses if status < 0]
+    if killed:
+        raise JobFailedError(
+            f"{len(killed)} of {count} workers were killed",
+            had=", ".join(signal.Signals(number).name for number in killed),
+        )
+    sys.exit(max(statuses))
 
 
 def main() -> None:

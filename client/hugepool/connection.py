@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import get_args
 
-from hugepool.channel import Channel, probe
+from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
+from hugepool.listener import probe
 from hugepool.pool import Pool
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
-    InvalidSpecError,
     UnsupportedPlatformError,
 )
 from hugepool_common.paths import ADDRESS_VARIABLE, default_addresses, service_address
-from hugepool_common.spec import HugePages, PageSize
+from hugepool_common.spec import HugePages, PageSize, check_policy
 
 EMBEDDED = "embedded"
 """The address that always starts a private coordinator."""
@@ -57,14 +56,7 @@ def connect(
         raise UnsupportedPlatformError(
             "hugepool needs Linux: huge pages, memfds and pidfds are its kernel's", had=sys.platform
         )
-    for option, value, choices in (
-        ("huge_pages", huge_pages, get_args(HugePages)),
-        ("page_size", page_size, get_args(PageSize)),
-    ):
-        if value not in choices:
-            raise InvalidSpecError(
-                f"{option}={value!r} is not a choice", needed=" or ".join(choices)
-            )
+    check_policy(huge_pages, page_size)
     address = address or os.environ.get(ADDRESS_VARIABLE) or _local_service()
     coordinator = EmbeddedCoordinator() if address in (None, EMBEDDED) else None
     if coordinator is not None:

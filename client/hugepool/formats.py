@@ -195,7 +195,10 @@ def csr_source(matrix: Any) -> CsrSource:
         raise InvalidMatrixError(
             f"{type(matrix).__name__} is no sparse matrix", needed="a scipy.sparse matrix or array"
         )
+    if len(matrix.shape) != 2:
+        raise InvalidMatrixError("a matrix has two axes", had=f"shape {matrix.shape}")
     try:
+        _check_before_conversion(matrix)
         csr = matrix.tocsr() if matrix.format != "csr" else matrix
     except MemoryError as error:
         raise NotEnoughMemoryError(
@@ -203,7 +206,28 @@ def csr_source(matrix: Any) -> CsrSource:
             needed=f"{matrix.shape[0] + 1} row starts and {matrix.nnz} entries",
             had=str(error),
         ) from None
-    return CsrSource.checked(csr.indptr, csr.indices, csr.data, csr.shape)
+    # SciPy allows room behind the last entry.
+    used = int(csr.indptr[-1]) if len(csr.indptr) else 0
+    spare = 0 <= used < len(csr.indices)
+    return CsrSource.checked(
+        csr.indptr,
+        csr.indices[:used] if spare else csr.indices,
+        csr.data[:used] if spare else csr.data,
+        csr.shape,
+    )
+
+
+def _check_before_conversion(matrix: Any) -> None:
+    """SciPy's conversions trust the structure: a bad one would be a fault in its C++ code."""
+    try:
+        if matrix.format in ("csc", "bsr"):
+            matrix.check_format(full_check=True)
+        elif matrix.format == "coo" and matrix.nnz:
+            for coordinate, extent in zip((matrix.row, matrix.col), matrix.shape, strict=True):
+                if not 0 <= int(coordinate.min()) <= int(coordinate.max()) < extent:
+                    raise ValueError("a coordinate is out of range")
+    except ValueError as error:
+        raise InvalidMatrixError(f"the {matrix.format} structure is bad: {error}") from None
 
 
 def is_sparse(value: object) -> bool:

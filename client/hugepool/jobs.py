@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
 
 from hugepool.array import SharedObject
 from hugepool.channel import Channel
@@ -75,7 +78,7 @@ class JobRunner:
         """
         views = views or {}
         described = tuple(
-            Operand(role, _name(operand), role in writes, views.get(role, "shared"))
+            _described(role, operand, role in writes, views.get(role, "shared"))
             for role, operand in operands.items()
         )
         bounds = tuple(int(bound) for bound in rows)
@@ -95,6 +98,7 @@ class JobRunner:
         NoWorkersError
             They could not be started.
         """
+        wanted = operator.index(wanted) if isinstance(wanted, np.integer) else wanted
         if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_PARTS):
             raise InvalidSpecError(
                 "workers must be an int", needed=f"1 to {MAX_PARTS}", had=repr(wanted)
@@ -151,5 +155,13 @@ class JobRunner:
         return len(self._channel.request(Stats(), Counted).workers)
 
 
-def _name(operand: SharedObject | str) -> str:
-    return operand if isinstance(operand, str) else operand.name
+def _described(role: str, operand: SharedObject | str, writable: bool, view: View) -> Operand:
+    if isinstance(operand, SharedObject):
+        return Operand(role, operand.name, writable, view, operand.info.segment.segment_id)
+    if not isinstance(operand, str):
+        raise InvalidSpecError(
+            f"operand {role} is neither a handle nor a name",
+            had=type(operand).__name__,
+            remedy="share it with pool.put first",
+        )
+    return Operand(role, operand, writable, view)

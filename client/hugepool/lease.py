@@ -23,7 +23,7 @@ class Lease:
     def __init__(self, channel: Channel, number: int) -> None:
         self.number = number
         self._channel = channel
-        self._finalizer = weakref.finalize(self, channel.abandon, number)
+        self._finalizer = weakref.finalize(self, channel.post_later, Detach(number))
         self._finalizer.atexit = False  # the session's end gives everything back
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import time
 import weakref
@@ -33,7 +34,9 @@ from hugepool_common.messages import (
     TimingReported,
     View,
 )
-from hugepool_common.spec import ArraySpec, HugePages, PageSize
+from hugepool_common.spec import ArraySpec, HugePages, PageSize, check_label
+
+_INDEX_CODES = ("<i4", "<i8", "<u4", "<u8")
 
 
 class Pool(ArrayStore):
@@ -151,7 +154,8 @@ class Pool(ArrayStore):
             Integers ``0 <= i < len(x)``; an ndarray is shared for the call.
         out
             Handle or name of the result, of shape ``idx.shape + x.shape[1:]`` and x's
-            dtype; made when there is none of that name, or when None.
+            dtype; made when there is none of that name. With None the result has a
+            name of its own and is destroyed with its last handle.
         workers
             How many; missing ones are started. Default: all that are registered.
 
@@ -167,7 +171,7 @@ class Pool(ArrayStore):
         """
         count = self._jobs.worker_count(workers)
         x_spec = self._spec(x)
-        with self._shared(idx, "idx") as (idx_name, idx_spec):
+        with self._shared(_as_indices(idx), "idx") as (shared_idx, idx_spec):
             if not x_spec.shape or np.dtype(idx_spec.dtype).kind not in "iu":
                 raise InvalidSpecError(
                     "gather takes an array of one axis or more and integer indices",
@@ -175,8 +179,8 @@ class Pool(ArrayStore):
                 )
             shape = idx_spec.shape + x_spec.shape[1:]
             rows = partition.by_rows(math.prod(idx_spec.shape), count)
-            with self._output(out, shape, x_spec.dtype, (x_spec.name, idx_name)) as result:
-                operands = {"x": x_spec.name, "idx": idx_name, "out": result.name}
+            with self._output(out, shape, x_spec.dtype, (x_spec, idx_spec)) as result:
+                operands = {"x": x, "idx": shared_idx, "out": result}
                 result.timings = self._jobs.run(
                     "gather", operands, rows, implementation=implementation
                 )
@@ -201,7 +205,8 @@ class Pool(ArrayStore):
             Vector of ``A.shape[1]`` elements; an ndarray is shared for the call.
         out
             Handle or name of the result, ``A.shape[0]`` elements of the common dtype of
-            A and x; made when there is none of that name, or when None.
+            A and x; made when there is none of that name. With None the result has a
+            name of its own and is destroyed with its last handle.
         workers
             How many; missing ones are started. Default: all that are registered.
 
@@ -220,8 +225,13 @@ class Pool(ArrayStore):
         count = self._jobs.worker_count(workers)
         matrix = self.attach(A) if isinstance(A, str) else A
         if not isinstance(matrix, SharedMatrix):
-            raise InvalidSpecError(f"{matrix.name!r} is no matrix", needed="a CSR matrix")
-        with self._shared(x, "x") as (x_name, x_spec):
+            raise InvalidSpecError(
+                "A is no shared matrix",
+                needed="a SharedMatrix or its name",
+                had=repr(matrix)[:80],
+                remedy="share a SciPy matrix with pool.put first",
+            )
+        with self._shared(x, "x") as (shared_x, x_spec):
             if x_spec.shape != (matrix.shape[1],):
                 raise InvalidSpecError(
                     "x does not fit the matrix",
@@ -230,8 +240,8 @@ class Pool(ArrayStore):
                 )
             dtype = np.result_type(matrix.dtype, np.dtype(x_spec.dtype)).str
             rows = partition.by_nnz(matrix.indptr, count)
-            with self._output(out, matrix.shape[:1], dtype, (matrix.name, x_name)) as result:
-                operands = {"A": matrix.name, "x": x_name, "out": result.name}
+            with self._output(out, matrix.shape[:1], dtype, (matrix.spec, x_spec)) as result:
+                operands = {"A": matrix, "x": shared_x, "out": result}
                 result.timings = self._jobs.run(
                     "matvec", operands, rows, implementation=implementation
                 )
@@ -248,6 +258,7 @@ class Pool(ArrayStore):
         items
             How many things it worked on, for a rate.
         """
+        check_label(label, items)
         started_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
         yield
         self._channel.request(
@@ -255,7 +266,7 @@ class Pool(ArrayStore):
                 Timing(
                     label,
                     pid=os.getpid(),
-                    elements=items,
+                    elements=operator.index(items),
                     started_ns=started_ns,
                     wall_ns=time.monotonic_ns() - started_ns,
                     cpu_ns=time.thread_time_ns() - cpu_ns,
@@ -267,20 +278,27 @@ class Pool(ArrayStore):
     # Within -------------------------------------------------------------------
 
     def _spec(self, operand: SharedObject | str) -> ArraySpec:
-        return self.describe(operand).array.spec if isinstance(operand, str) else operand.spec
+        if isinstance(operand, SharedObject):
+            return operand.spec
+        if not isinstance(operand, str):
+            raise InvalidSpecError(
+                "the operand is neither a handle nor a name",
+                had=type(operand).__name__,
+                remedy="share it with pool.put first",
+            )
+        return self.describe(operand).array.spec
 
     @contextmanager
     def _shared(
         self, operand: SharedArray | str | np.ndarray[Any, Any], role: str
-    ) -> Iterator[tuple[str, ArraySpec]]:
-        """Name and spec of an operand; a plain ndarray is shared for as long as this lasts."""
+    ) -> Iterator[tuple[SharedArray | str, ArraySpec]]:
+        """An operand and its spec; a plain ndarray is shared for as long as this lasts."""
         if isinstance(operand, (str, SharedObject)):
-            spec = self._spec(operand)
-            yield spec.name, spec
+            yield operand, self._spec(operand)
             return
         shared = self.put(self._temporary_name(role), operand)
         try:
-            yield shared.name, shared.spec
+            yield shared, shared.spec
         finally:
             shared.detach()
             self.destroy(shared.name)
@@ -294,19 +312,27 @@ class Pool(ArrayStore):
         out: SharedArray | str | None,
         shape: tuple[int, ...],
         dtype: str,
-        inputs: tuple[str, ...],
+        inputs: tuple[ArraySpec, ...],
     ) -> Iterator[SharedArray]:
         """The array to write; one that is made here is removed again if the job fails."""
         made = None
         if isinstance(out, SharedArray):
             result = out
-        else:
-            name = out or self._temporary_name("out")
+        elif out is None:
+            result = made = self.create(self._temporary_name("out"), shape, dtype)
+            result.destroy_with_handle()
+        elif isinstance(out, str):
             try:
-                result = self.attach(name, readonly=False)
+                result = self.attach(out, readonly=False)
             except ArrayNotFoundError:
-                result = made = self.create(name, shape, dtype)
-        if result.name in inputs:
+                result = made = self.create(out, shape, dtype)
+        else:
+            raise InvalidSpecError(
+                "out is neither a handle nor a name",
+                had=type(out).__name__,
+                remedy="make it with pool.create, or give a name",
+            )
+        if result.name in [spec.name for spec in inputs]:
             raise InvalidSpecError("the output may not be an input too", where=result.name)
         if result.spec.kind != "array" or (result.shape, result.spec.dtype) != (shape, dtype):
             raise InvalidSpecError(
@@ -318,9 +344,24 @@ class Pool(ArrayStore):
         try:
             yield result
         except BaseException:
-            if made is not None:
+            if made is not None and out is not None:
                 self.destroy(made.name)
             raise
+
+
+def _as_indices(idx: Any) -> Any:
+    """Indices as kernels take them; handles and names stay as they are.
+
+    NumPy indexes with every integer dtype in either byte order, and with ``[]``.
+    """
+    if isinstance(idx, (str, SharedObject)):
+        return idx
+    array = np.asarray(idx)
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(idx, np.ndarray):
+        return array.astype(np.int64)
+    if array.dtype.kind in "iu" and array.dtype.str not in _INDEX_CODES:
+        return array.astype(np.int64)
+    return array
 
 
 def _end(

@@ -36,6 +36,7 @@ from hugepool_common.spec import (
     PageSize,
     check_dtype,
     check_name,
+    check_policy,
     check_shape,
 )
 
@@ -165,6 +166,10 @@ class ArrayStore:
         """
         if formats.is_sparse(value):
             return self._put_matrix(name, formats.csr_source(value), seal, policy)
+        if isinstance(value, np.ma.MaskedArray):
+            raise InvalidSpecError(
+                "a masked array cannot be shared", remedy="put value.filled(...) and the mask"
+            )
         source = np.asarray(value)
         shared = self.create(name, source.shape, source.dtype, **policy)
         with Waiting(f"filling {name}"):
@@ -221,12 +226,16 @@ class ArrayStore:
         return self._channel.request(Describe(check_name(name)), Described)
 
     def _make(self, kind: type[_S], spec: ArraySpec, policy: Policy) -> _S:
+        unknown = set(policy) - set(Policy.__annotations__)
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
         request = CreateArray(
             spec,
             policy.get("huge_pages") or self._huge_pages,
             policy.get("page_size") or self._page_size,
-            policy.get("backing", ""),
+            policy.get("backing") or "",
         )
+        check_policy(request.huge_pages, request.page_size, request.backing)
         with Waiting(f"making {spec.name}") as waiting:
             progress = policy.get("progress") or waiting.update
 

@@ -101,8 +101,14 @@ class Worker:
         """End :meth:`run` after the part under way. May be called from a signal handler."""
         os.write(self._stop_writer, b".")
 
-    def run(self) -> None:
-        """Serve parts until the coordinator or the parent ends, or :meth:`stop`."""
+    def run(self) -> bool:
+        """Serve parts until the coordinator or the parent ends, or :meth:`stop`.
+
+        Returns
+        -------
+        bool
+            Whether the end was in order: False if the coordinator went without a word.
+        """
         watch = [self._stop_reader] + ([self._parent_fd] if self._parent_fd >= 0 else [])
         try:
             while True:
@@ -113,11 +119,12 @@ class Worker:
                     case DropSegment():
                         self._drop(notice.segment_id)
                     case CoordinatorStopping():
-                        return
+                        return True
                     case None if select.select(watch, [], [], 0)[0]:
-                        return
+                        return True
         except CoordinatorUnreachableError as error:
-            log.info("%s", error)
+            log.error("%s", error)
+            return False
         finally:
             self.close()
 
@@ -296,8 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-    worker.run()
-    return 0
+    return 0 if worker.run() else 3
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ class Operand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     writable: bool = False
     view: View = "shared"
+    segment_id: int = 0
+    """Of the handle that the name came from: the name may stand for another array now."""
 
 
 class PartOperand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,6 +171,8 @@ class Seal(Message, frozen=True, tag=5):
     """Make an array immutable. Refused while anybody maps it writable."""
 
     name: str
+    segment_id: int = 0
+    """As in :class:`Operand`."""
 
 
 class Destroy(Message, frozen=True, tag=7):

@@ -8,8 +8,9 @@ object dtypes over foreign bytes and 2**40-element strings).
 from __future__ import annotations
 
 import math
+import operator
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -116,6 +117,44 @@ def check_shape(shape: object, item_size: int) -> tuple[int, ...]:
             f"an array of shape {_shown(shape)} is too large", needed="at most 2**48 bytes"
         )
     return tuple(shape)
+
+
+def check_label(label: object, items: object) -> None:
+    """Refuse what cannot be told of a timing.
+
+    Raises
+    ------
+    InvalidSpecError
+        The label is no text of 1 to 64 characters, or `items` no count below 2**63.
+    """
+    if type(label) is not str or not 1 <= len(label) <= 64 or not label.isprintable():
+        raise InvalidSpecError(f"{_shown(label)} is not a label", needed="1 to 64 characters")
+    try:
+        count = operator.index(items)  # type: ignore[arg-type]
+    except TypeError:
+        count = -1
+    if not 0 <= count < 1 << 63:
+        raise InvalidSpecError(f"items={_shown(items)} is not a count")
+
+
+def check_policy(huge_pages: object, page_size: object, backing: object = "") -> None:
+    """Refuse a wish for pages that has no meaning.
+
+    Raises
+    ------
+    InvalidSpecError
+        An option has no such value.
+    """
+    for option, value, choices in (
+        ("huge_pages", huge_pages, get_args(HugePages)),
+        ("page_size", page_size, get_args(PageSize)),
+    ):
+        if value not in choices:
+            raise InvalidSpecError(
+                f"{option}={_shown(value)} is not a choice", needed=" or ".join(choices)
+            )
+    if type(backing) is not str:
+        raise InvalidSpecError(f"backing={_shown(backing)} is not the name of a rung")
 
 
 def _shown(value: object) -> str:

@@ -85,7 +85,7 @@ class ArrayRequests:
 
     def seal(self, asker: Asker, request: Seal, now_ns: int) -> Message | None:
         """Begin to make an array immutable that nobody else writes."""
-        found = self._state.registry.find(request.name)
+        found = self._state.registry.find(request.name, request.segment_id)
         uid = asker.session.identity.uid
         if uid != found.creator.uid:
             raise NotPermittedError(

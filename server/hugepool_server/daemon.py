@@ -19,14 +19,19 @@ import time
 from collections import deque
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import zmq
 
 from hugepool_common import paths, wire
 from hugepool_common._version import __version__
-from hugepool_common.errors import ArrayBusyError, HugepoolError, ProtocolError
+from hugepool_common.errors import (
+    ArrayBusyError,
+    HugepoolError,
+    NotPermittedError,
+    ProtocolError,
+)
 from hugepool_common.messages import CreateProgress, Failed, Message
 from hugepool_common.pages import read_host
 from hugepool_common.spec import Segment
@@ -146,13 +151,17 @@ class Daemon:
         router.setsockopt(zmq.RCVHWM, 1000)
         router.setsockopt(zmq.LINGER, 0)
         path = self._runtime.socket
-        try:
+        with suppress(OSError):  # if it cannot be removed, bind says why
             os.unlink(path)  # a killed coordinator's; the directory lock says it is dead
-        except FileNotFoundError:
-            pass
         before = os.umask(self._config.socket_umask)
         try:
             router.bind("ipc://" + path)
+        except zmq.ZMQError as error:
+            raise NotPermittedError(
+                f"cannot make the socket: {error.strerror}",
+                where=path,
+                remedy="choose another directory with HUGEPOOL_RUNTIME_DIR",
+            ) from None
         finally:
             os.umask(before)
         if self._config.group is not None:

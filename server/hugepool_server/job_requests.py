@@ -74,7 +74,7 @@ class JobRequests:
         return None
 
     def _found_operand(self, asker: Asker, operand: Operand) -> PartOperand:
-        found = self._state.registry.find(operand.name)
+        found = self._state.registry.find(operand.name, operand.segment_id)
         if operand.writable:
             check_writable(found)
             sessions = [lease.session for lease in self._state.leases.writers(found.segment_id)]

@@ -30,6 +30,7 @@ from hugepool_common.errors import (
     ArrayExistsError,
     ArrayNotFoundError,
     NotEnoughMemoryError,
+    SegmentChangedError,
 )
 from hugepool_common.messages import ArrayInfo
 from hugepool_common.spec import ArraySpec, PageReport, Segment
@@ -229,8 +230,15 @@ class Registry:
             if found.owner is None and found.state is ArrayState.READY
         ]
 
-    def find(self, name: str) -> NamedObject:
+    def find(self, name: str, segment_id: int = 0) -> NamedObject:
         """The published object of this name.
+
+        Parameters
+        ----------
+        name
+            Of the object.
+        segment_id
+            The segment that the asker knows under this name; 0 for whatever it is now.
 
         Raises
         ------
@@ -238,6 +246,8 @@ class Registry:
             No object has it.
         ArrayBusyError
             The object is being made.
+        SegmentChangedError
+            Another object has the name now.
         """
         found = self._objects.get(name)
         if found is None:
@@ -250,6 +260,12 @@ class Registry:
                 where=name,
                 had=f"creation by pid {found.creator.pid}",
                 remedy="try again when its creator has it",
+            )
+        if segment_id not in (0, found.segment_id):
+            raise SegmentChangedError(
+                "the array of this handle was destroyed, and another has its name",
+                where=name,
+                remedy=f"attach {name!r} anew",
             )
         return found
 

@@ -85,7 +85,7 @@ class RuntimeDirectory:
             return
         try:
             os.unlink(self.socket)
-        except FileNotFoundError:
+        except OSError:  # never bound, or not ours to remove
             pass
         if self._made:
             try:

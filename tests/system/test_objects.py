@@ -178,7 +178,8 @@ def test_a_contradictory_matrix_is_refused_and_nothing_shared(pool: hugepool.Poo
         ("indices", 3, 99, "indices\\[3\\]"),
         ("indices", 0, -1, "indices\\[0\\]"),
         ("indptr", 2, 1000, "fall"),
-        ("indptr", -1, 3, "end with nnz"),
+        ("indptr", -1, 3, "fall"),
+        ("indptr", -1, 99, "end with nnz"),
     ):
         matrix = sparse.csr_array(np.ones((4, 5)))
         getattr(matrix, part)[place] = value

@@ -479,6 +479,24 @@ def test_a_default_socket_of_another_user_is_not_trusted(tmp_path: Path) -> None
         shutil.rmtree(directory)
 
 
+def test_a_coordinator_s_death_is_seen_from_another_pid_namespace(service: Service) -> None:
+    require("unprivileged", os.geteuid() == 0, "needs root for a pid namespace")
+    service.start()
+    client = service.spawn(
+        *("unshare", "--pid", "--fork", sys.executable, "-c"),
+        "import sys, hugepool\n"
+        "pool = hugepool.connect()\n"
+        "print('ready', flush=True)\n"
+        "try:\n"
+        "    while True: pool.list()\n"
+        "except hugepool.CoordinatorUnreachableError: print('seen')\n",
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "ready\n"
+    service.kill()
+    assert client.stdout.readline() == "seen\n"
+
+
 def test_nothing_is_imported_from_the_working_directory(service: Service, tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise SystemExit('planted')")
     (tmp_path / "msgspec.py").write_text("raise SystemExit('planted')")
