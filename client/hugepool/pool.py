@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from hugepool import partition
 from hugepool.array import SharedArray, SharedObject
@@ -138,7 +139,7 @@ class Pool(ArrayStore):
     def gather(
         self,
         x: SharedArray | str,
-        idx: SharedArray | str | np.ndarray[Any, Any],
+        idx: SharedArray | npt.ArrayLike,
         out: SharedArray | str | None = None,
         *,
         workers: int | None = None,
@@ -151,7 +152,8 @@ class Pool(ArrayStore):
         x
             Handle or name of an array of at least one axis; rows are taken along the first.
         idx
-            Integers ``0 <= i < len(x)``; an ndarray is shared for the call.
+            Integers ``0 <= i < len(x)``: a handle, a name, or anything that NumPy makes an
+            array of, which is shared for the call.
         out
             Handle or name of the result, of shape ``idx.shape + x.shape[1:]`` and x's
             dtype; made when there is none of that name. With None the result has a

@@ -58,6 +58,7 @@ def test_version(command: str) -> None:
         (["hugepoold", "--group", "no-such-group"], 2, "groupadd"),
         (["hugepool", "serve", "--nonsense"], 2, "Usage: hugepool serve"),
         (["hugepool", "serve", "--runtime-dir", "/dev/null"], 1, "HUGEPOOL_RUNTIME_DIR"),
+        (["hugepool", "serve", "--runtime-dir", "/proc/self"], 1, "HUGEPOOL_RUNTIME_DIR"),
         (["hugepoold", "--runtime-dir", "/proc/nowhere"], 1, "runtime directory"),
         (["hugepoold", "--runtime-dir", "/" + "x" * 200], 2, "HUGEPOOL_RUNTIME_DIR"),
     ],
@@ -99,6 +100,29 @@ def test_workers_are_pinned_and_end_with_their_command(service: Service) -> None
         assert process.wait(20) == 0
         while pool.stats().workers:
             pass
+
+
+@pytest.mark.parametrize(
+    "victim, status, said",
+    [("coordinator", 3, "coordinator ended"), ("worker", 1, "SIGKILL"), ("command", 130, "")],
+)
+def test_the_end_of_workers_has_a_status(
+    service: Service, victim: str, status: int, said: str
+) -> None:
+    service.start()
+    process = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
+    with hugepool.connect(service.address) as pool:
+        while not (workers := pool.stats().workers):
+            assert process.poll() is None
+        if victim == "worker":
+            os.kill(workers[0].pid, signal.SIGKILL)
+        elif victim == "command":
+            process.send_signal(signal.SIGINT)
+        else:
+            service.kill()
+    assert process.wait(20) == status
+    assert process.stderr is not None
+    assert said in process.stderr.read()
 
 
 @pytest.mark.parametrize("text, cpus", [("0", (0,)), ("0-1", (0, 1)), ("1,0-0", (1, 0))])

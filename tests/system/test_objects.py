@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -301,6 +302,107 @@ def test_operands_that_do_not_fit(pool: hugepool.Pool) -> None:
         pool.matvec(A, x, out="wrong")
     assert not wrong.array.any()
     assert [info.spec.name for info in pool.list()] == ["A", "s", "wrong", "x"]
+
+
+def test_a_handle_stands_for_its_array_not_for_its_name(pool: hugepool.Pool) -> None:
+    old = pool.put("v", np.arange(10.0))
+    writable = pool.create("w", 3)
+    for name in ("v", "w"):
+        pool.destroy(name)
+    pool.put("v", np.full(10, -7.0))
+    replaced = pool.create("w", 2)
+    with pytest.raises(hugepool.SegmentChangedError, match="another has its name"):
+        pool.gather(old, [1, 2, 3])
+    with pytest.raises(hugepool.SegmentChangedError):
+        writable.seal()
+    writable.array[:] = 4  # still ours, as it was
+    assert not pool.attach("w").sealed
+    replaced.seal()
+    np.testing.assert_array_equal(old.array, np.arange(10.0))
+
+
+def test_a_result_without_a_name_goes_with_its_last_handle(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(100.0))
+    for _ in range(5):
+        kept = pool.gather(x, np.arange(50)).array
+    gc.collect()
+    assert [info.spec.name for info in pool.list()] == ["x"]
+    np.testing.assert_array_equal(kept, np.arange(50.0))
+    result = pool.gather(x, [3])
+    assert len(pool.list()) == 2
+    result.detach()
+    assert len(pool.list()) == 1
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", "<u2", "<i4", "<u4", "<u8", ">i8", ">i4"])
+def test_indices_of_every_integer_dtype(pool: hugepool.Pool, dtype: str) -> None:
+    x = pool.put("x", np.arange(100.0))
+    idx = np.array([3, 1, 99, 0], dtype)
+    np.testing.assert_array_equal(pool.gather(x, idx, workers=np.int64(1)).array, idx)  # type: ignore[arg-type]
+    assert pool.gather(x, []).array.shape == (0,)
+
+
+def test_what_no_operand_can_be(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(4.0))
+    out = np.zeros(1)
+    for case in (
+        lambda: pool.gather(x, [1], out=out),  # type: ignore[arg-type]
+        lambda: pool.gather(np.arange(4.0), [1]),  # type: ignore[arg-type]
+        lambda: pool.gather(x, np.array([True])),
+        lambda: pool.matvec(np.eye(4), x),  # type: ignore[arg-type]
+        lambda: pool.create("y", 3, page_size="2m"),  # type: ignore[arg-type]
+        lambda: pool.create("y", 3, huge_pages=True),  # type: ignore[arg-type]
+        lambda: pool.put("y", np.ma.masked_array([1.0], [True])),
+        lambda: pool.timed("", 1).__enter__(),
+        lambda: pool.timed("step", -1).__enter__(),
+        lambda: pool.timed("step", 2**70).__enter__(),
+        lambda: pool.timed("\ud800", 1).__enter__(),
+    ):
+        with pytest.raises(hugepool.InvalidSpecError):
+            case()
+    with pytest.raises(TypeError, match="hugepages"):
+        pool.create("y", 3, hugepages="on")  # type: ignore[call-arg]
+    assert [info.spec.name for info in pool.list()] == ["x"]
+    with pool.timed("step", np.int64(4)):  # type: ignore[arg-type]
+        pass
+
+
+def test_bad_structures_of_other_formats_never_reach_scipy_s_conversions(
+    pool: hugepool.Pool, tmp_path: Path
+) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for kind in ("csc", "bsr", "coo", "csr"):
+        matrix = sparse.random_array((30, 30), density=0.2, format=kind, rng=1)
+        places = matrix.coords[1] if kind == "coo" else matrix.indices
+        places.flags.writeable = True
+        places[-1] = 99_999_999
+        with pytest.raises(hugepool.InvalidMatrixError):
+            pool.put("A", matrix)
+        np.savez(
+            tmp_path / "a.npz",
+            format=kind.encode(),
+            shape=(30, 30),
+            data=matrix.data,
+            **(
+                {"row": matrix.coords[0], "col": matrix.coords[1]}
+                if kind == "coo"
+                else {"indices": matrix.indices, "indptr": matrix.indptr}
+            ),
+        )
+        with pytest.raises(hugepool.InvalidMatrixError):
+            pool.load("A", tmp_path / "a.npz")
+    for shape in ((5,), (2, 3, 4)):
+        with pytest.raises(hugepool.InvalidMatrixError, match="two axes"):
+            pool.put("A", sparse.coo_array(np.ones(shape)))
+    assert pool.list() == ()
+
+
+def test_room_behind_the_last_entry_is_left_out(pool: hugepool.Pool) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    roomy = sparse.csr_array(np.eye(3))
+    roomy.indices = np.append(roomy.indices, [0, 0]).astype(np.int32)
+    roomy.data = np.append(roomy.data, [9.0, 9.0])
+    assert pool.put("A", roomy).nnz == 3
 
 
 def test_an_output_is_used_again(pool: hugepool.Pool) -> None:

@@ -497,6 +497,33 @@ def test_a_coordinator_s_death_is_seen_from_another_pid_namespace(service: Servi
     assert client.stdout.readline() == "seen\n"
 
 
+def test_ctrl_c_at_any_moment_leaves_a_working_session(service: Service) -> None:
+    service.start()
+    client = service.spawn(
+        *(sys.executable, "-c"),
+        "import signal, hugepool\n"
+        "pool = hugepool.connect()\n"
+        "x = pool.put('x', [1.0])\n"
+        "print('ready', flush=True)\n"
+        "for caught in range(200):\n"
+        "    try:\n"
+        "        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])\n"
+        "        while True: pool.attach('x').detach()\n"
+        "    except KeyboardInterrupt:\n"
+        "        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+        "        print('caught', flush=True)\n"
+        "pool.create('y', 10)\n"
+        "print([info.spec.name for info in pool.list()])\n",
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "ready\n"
+    for number in range(200):
+        time.sleep(0.0005 * (number % 7))  # somewhere else in the exchange each time
+        client.send_signal(signal.SIGINT)
+        assert client.stdout.readline() == "caught\n"
+    assert client.stdout.readline() == "['x', 'y']\n"
+
+
 def test_nothing_is_imported_from_the_working_directory(service: Service, tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise SystemExit('planted')")
     (tmp_path / "msgspec.py").write_text("raise SystemExit('planted')")
