@@ -11,10 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from hugepool.bench.options import BACKINGS, PATTERNS
+import hugepool
+from hugepool.bench.cases import build_case
+from hugepool.bench.memory import planned_segments
+from hugepool.bench.operands import OperandSet
+from hugepool.bench.options import BACKINGS, PATTERNS, BenchOptions
 from hugepool.bench.results import Benchmark
+from hugepool.remedies import room_bytes
+from hugepool_common.pages import read_host
+from hugepool_common.units import GIB
 from support.host import dead_directories, require, settles
 
 HUGEPOOL = str(Path(sysconfig.get_path("scripts")) / "hugepool")
@@ -121,17 +130,128 @@ def test_the_articles_rows() -> None:
     assert "do not compare" in " ".join(plain.stdout.split()), "another size than the article's"
 
 
+def test_the_articles_rows_take_more_rounds_unless_told() -> None:
+    done = bench("--reproduce", "--size", "80kB", "--gathers", "1e4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {len(row["samples_ns"]) for row in json.loads(done.stdout)["rows"]} == {12}
+
+
+TINY = ("--size", "80kB", "--gathers", "1e4", "--repeats", "1", "--pattern", "random",
+        "--backing", "shm-4k")  # fmt: skip
+
+
+def test_a_full_device_is_told_and_the_table_is_not_lost() -> None:
+    done = bench(*TINY, "--workers", "1", "--output", "/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "Error: cannot write /dev/full: No space left on device\n"
+    assert "random gather of 10,000" in done.stdout
+
+
+def test_numbers_of_workers_may_be_a_range() -> None:
+    require("two CPUs", len(os.sched_getaffinity(0)) > 1, "only one is there")
+    assert {cell.workers for cell in told(*TINY, "--workers", "1-2").cells} == {1, 2}
+
+
+def test_pages_that_are_not_there_end_with_status_4_and_one_command() -> None:
+    host = read_host()
+    pool = host.pool(GIB)
+    require("1G pages", pool is not None, "this kernel has none")
+    assert pool is not None
+    if room_bytes("hugetlbfs-1g", host) >= 5 * GIB:
+        pytest.skip("five pages of 1 GiB are there")
+    if pool.available_bytes + host.memory_headroom_bytes < 7 * GIB:
+        pytest.skip("memory has no room for five pages of 1 GiB")
+    done = bench("--pattern", "random", "--backing", "hugetlbfs-1g", "--size", "8MB",
+                 "--gathers", "1e4", "--workers", "1")  # fmt: skip
+    assert done.returncode == 4
+    assert "needed 5 huge pages of 1 GiB" in done.stderr
+    assert "smaller --size" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_plan_is_what_is_made() -> None:
+    options = BenchOptions(nbytes=800_000, gathers=50_000, workers=(1,))
+    with hugepool.connect("embedded") as pool:
+        for pattern in PATTERNS:
+            made = OperandSet.of_case(pool, "shm-4k", build_case(pattern, options))
+            unique = {one.name: one.spec.nbytes for one in made.objects.values()}
+            found = sorted(unique.values())
+            planned = sorted(planned_segments(pattern, options))
+            made.destroy()
+            if pattern == "kronecker":  # how many edges are double is known when they are drawn
+                assert len(found) == len(planned)
+                assert 0.5 * sum(planned) < sum(found) <= sum(planned)
+            else:
+                assert found == planned, pattern
+
+
+def written(tmp_path: Path, data: npt.NDArray[Any]) -> str:
+    """A 3 x 4 matrix file with so many entries in its first row and one in the others."""
+    path = tmp_path / "matrix.npz"
+    indptr = np.array([0, len(data) - 2, len(data) - 1, len(data)])
+    indices = np.array([*range(len(data) - 2), 0, 3])
+    np.savez(path, indptr=indptr, indices=indices, data=data, shape=(3, 4), format=b"csr")
+    return str(path)
+
+
+def test_a_matrix_with_holes_and_infinities_is_measured(tmp_path: Path) -> None:
+    path = written(tmp_path, np.array([1.0, np.inf, -np.inf, np.nan, 2.0]))
+    run = told("--matrix", path, "--repeats", "1", "--gathers", "1e4", "--workers", "1",
+               "--kernel", "hugepool", "--kernel", "scipy", "--backing", "shm-4k")  # fmt: skip
+    assert {cell.agreement for cell in run.cells} == {"bit for bit"}
+
+
+def test_yes_and_no_are_one_and_zero(tmp_path: Path) -> None:
+    path = written(tmp_path, np.array([True, False, True, True]))
+    run = told("--matrix", path, "--repeats", "1", "--gathers", "1e4", "--workers", "1")
+    assert all(cell.verified for cell in run.cells)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.array([1j, 2, 3]), "complex128 matrices are not measured (needed "),
+        (np.array([]), "no stored entries"),
+    ],
+)
+def test_matrices_that_are_not_measured(tmp_path: Path, data: npt.NDArray[Any], said: str) -> None:
+    path = tmp_path / "matrix.npz"
+    indptr = np.full(4, len(data))
+    indptr[0] = 0
+    np.savez(path, indptr=indptr, indices=np.arange(len(data)), data=data, shape=(3, 4))
+    done = bench("--matrix", str(path))
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert str(path) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--size", "plenty"), "plenty"),
         (("--gathers", "1.5"), "1.5"),
         (("--workers", "0"), "0"),
+        (("--workers", ""), "''"),
+        (("--workers", "2-1"), "2-1"),
+        (("--workers", "1-"), "1-"),
+        (("--workers", "1-1e12"), "1-1e12"),
+        (("--size", ""), "''"),
+        (("--size", "8.5"), "4 KiB"),
+        (("--gathers", ""), "''"),
+        (("--matrix", ""), "''"),
+        (("--seed", "-1"), "seed"),
+        (("--pattern", "stencil", "--kernel", "take"), "'take'"),
+        (("--pattern", "random", "--kernel", "scipy"), "'scipy'"),
+        (("--output", ""), "--output"),
+        (("--plot", ""), "--plot"),
+        (("--html", "/tmp"), "/tmp: Is a directory"),
+        (("--output", "/tmp/a.x", "--html", "/tmp/../tmp/a.x"), "--output and --html"),
         (("--backing", "floppy"), "floppy"),
         (("--pattern", "spiral"), "spiral"),
         (("--kernel", "magic"), "magic"),
         (("--repeats", "0"), "repeats"),
-        (("--plot", "/no/such/directory/a.png"), "/no/such/directory"),
+        (("--plot", "/no/such/directory/a.png"), "/no/such/directory is no directory"),
         (("--reproduce", "--pattern", "random"), "--reproduce"),
     ],
 )
@@ -149,6 +269,10 @@ def test_what_never_fits_is_refused_before_it_is_tried() -> None:
     assert "needed" in done.stderr
     assert "had" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    one = bench("--size", "1e18", "--gathers", "1e5", "--workers", "1")
+    assert one.returncode == 1
+    assert "needed 1e+06 TB, had" in one.stderr
+    assert len(one.stderr.splitlines()) == 1
 
 
 def test_an_interrupted_run_leaves_nothing() -> None:

@@ -177,29 +177,42 @@ class Reference:
         if bad is None:
             return "bit for bit"
         if self.bound is not None:
-            error = np.abs(out - self.expected)
-            outside = ~(error <= self.bound)  # also true for NaN
+            same = _same(out, self.expected)
+            with np.errstate(invalid="ignore", over="ignore"):  # of NaN and infinity
+                error = np.where(same, 0.0, np.abs(out - self.expected))
+            # NaN is outside, and no rounding leads to or from infinity.
+            outside = ~(same | (error <= self.bound) & np.isfinite(self.expected))
+            outside |= ~same & ~np.isfinite(out)
             if not outside.any():
                 share = float(np.max(error / np.where(self.bound > 0, self.bound, 1.0)))
                 return f"within {share:.2g} of the rounding bound"
             bad = int(outside.argmax())
         raise JobFailedError(
             f"the result differs from {self.source}",
-            needed=f"{self.expected[bad]!r} at {bad}",
-            had=f"{out[bad]!r}",
+            needed=f"{float(self.expected[bad])!r} at {bad}",
+            had=f"{float(out[bad])!r}",
             where=where,
         )
 
+    def wrong_everywhere(self) -> Array:
+        """Values of which none is right, to fill a result with before it is computed."""
+        return np.where(np.isnan(self.expected), 0.0, np.nan)
+
 
 def first_difference(left: Array, right: Array) -> int | None:
-    """Position of the first elements that differ, or None."""
+    """Position of the first elements that differ, or None; NaN is the same as NaN."""
     if left.shape != right.shape:
         return 0
     for start in range(0, len(left), _CHUNK):
-        differs = left[start : start + _CHUNK] != right[start : start + _CHUNK]
+        differs = ~_same(left[start : start + _CHUNK], right[start : start + _CHUNK])
         if differs.any():
             return start + int(differs.argmax())
     return None
+
+
+def _same(left: Array, right: Array) -> Array:
+    same: Array = (left == right) | (np.isnan(left) & np.isnan(right))
+    return same
 
 
 def reference_of(case: Case, x: Array) -> Reference:
@@ -211,11 +224,12 @@ def reference_of(case: Case, x: Array) -> Reference:
         return Reference(x[case.idx], None, "NumPy's x[idx]")
     assert case.matrix is not None
     multiply, source = _product(case.matrix)
-    expected = multiply(case.matrix.data, x)
-    # Two sums of k rounded products differ by at most 2 k eps of the sum of magnitudes.
-    entries = np.diff(case.matrix.indptr)
-    magnitude = multiply(np.abs(case.matrix.data), np.abs(x))
-    bound = 2 * np.maximum(entries, 1) * np.finfo(np.float64).eps * magnitude
+    with np.errstate(invalid="ignore", over="ignore"):  # a matrix may hold NaN and infinity
+        expected = multiply(case.matrix.data, x)
+        # Two sums of k rounded products differ by at most 2 k eps of the sum of magnitudes.
+        entries = np.diff(case.matrix.indptr)
+        magnitude = multiply(np.abs(case.matrix.data), np.abs(x))
+        bound = 2 * np.maximum(entries, 1) * np.finfo(np.float64).eps * magnitude
     return Reference(expected, bound, source)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from hugepool_common.errors import InvalidMatrixError, InvalidSpecError, NotEnoughMemoryError
+from hugepool_common.errors import InvalidMatrixError, InvalidSpecError
 from hugepool_common.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _QUICK_BYTES = 32_000_000
 _QUICK_GATHERS = 1_000_000
+_REPEATS = 5
+_MOST_WORKERS = 1024
+_T = TypeVar("_T")
 
 
 class UsageError(click.ClickException):
@@ -35,14 +39,14 @@ class UsageError(click.ClickException):
 @click.command("bench")
 @click.option("--size", metavar="BYTES", help="Bytes of x.  [default: 256MB]")
 @click.option("--gathers", metavar="N", help="Gathers per run.  [default: 1e7]")
-@click.option("--workers", metavar="LIST", help="Numbers of worker processes, such as 1,2.")
+@click.option("--workers", metavar="LIST", help="Numbers of worker processes, as 1,2 or 1-4.")
 @click.option("--backing", "backings", multiple=True, metavar="NAME", help="Only this page kind.")
 @click.option("--pattern", "patterns", multiple=True, metavar="NAME", help="Only this pattern.")
 @click.option(
     "--kernel", "kernels", multiple=True, metavar="NAME", help="hugepool, numpy, take or scipy."
 )
 @click.option("--matrix", metavar="FILE", help="Multiply by this .mtx, .mtx.gz or .npz matrix.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Measured rounds.")
+@click.option("--repeats", type=int, help="Measured rounds.  [default: 5; 12 with --reproduce]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--output", metavar="FILE", help="Also write the JSON there.")
@@ -58,7 +62,7 @@ def bench_command(
     patterns: tuple[str, ...],
     kernels: tuple[str, ...],
     matrix: str | None,
-    repeats: int,
+    repeats: int | None,
     seed: int,
     as_json: bool,
     output: str | None,
@@ -80,21 +84,27 @@ def bench_command(
       hugepool bench --pattern random --size 4GB --workers 1
       hugepool bench --matrix graph.mtx.gz --html graph.html
     """
-    from hugepool.bench.options import BACKINGS, PATTERNS, BenchOptions, default_workers
+    from hugepool.bench.options import (
+        BACKINGS,
+        BenchOptions,
+        default_patterns,
+        default_workers,
+    )
+    from hugepool.bench.reproduce import REPEATS
 
-    for path in (output, plot, html):
-        _check_directory(path)
+    _check_outputs({"--output": output, "--plot": plot, "--html": html})
     _check_reproduce(reproduce, plot, html, matrix, backings, patterns, kernels)
     try:
         options = BenchOptions(
-            nbytes=parse_bytes(size) if size else (_QUICK_BYTES if quick else 256_000_000),
-            gathers=_count(gathers) if gathers else (_QUICK_GATHERS if quick else 10_000_000),
-            workers=_counts(workers) if workers else default_workers(),
+            nbytes=_given(size, parse_bytes, _QUICK_BYTES if quick else 256_000_000),
+            gathers=_given(gathers, _count, _QUICK_GATHERS if quick else 10_000_000),
+            workers=_given(workers, _counts, default_workers()),
             backings=tuple(name for name in BACKINGS if name in backings) or BACKINGS,
-            patterns=tuple(dict.fromkeys(patterns)) or (() if matrix else PATTERNS),
+            patterns=tuple(dict.fromkeys(patterns))
+            or (() if matrix is not None else default_patterns(kernels)),
             kernels=tuple(dict.fromkeys(kernels)),
             matrix=matrix,
-            repeats=repeats,
+            repeats=_repeats(repeats, REPEATS if reproduce else _REPEATS),
             seed=seed,
         )
         for name in backings:
@@ -102,14 +112,19 @@ def bench_command(
         loaded = _read_matrix(matrix)
     except InvalidSpecError as error:
         raise UsageError(str(error)) from None
-    _check_extras(plot)
+    _check_extras(plot, options)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     command = ("hugepool", *sys.argv[1:])
     found: Article | Benchmark
     with _progress() as progress:
         if reproduce:
             found = _run_article(
-                options, command, started, size or quick, gathers or quick, progress
+                options,
+                command,
+                started,
+                sized=quick or size is not None,
+                counted=quick or gathers is not None,
+                progress=progress,
             )
         else:
             found = _run_suite(options, loaded, command, started, progress)
@@ -136,11 +151,7 @@ def _run_suite(
         pool.start_workers(max(options.workers), cpus=sorted(os.sched_getaffinity(0)))
         suite.run()
     if not suite.cells:
-        raise NotEnoughMemoryError(
-            "none of the page kinds asked for could be measured",
-            had="; ".join(one.fact for one in suite.missing) or "no such kernel for these patterns",
-            remedy="use a smaller --size, or see hugepool doctor for more pages",
-        )
+        raise suite.nothing_measured()
     return Benchmark(
         command,
         started,
@@ -158,8 +169,9 @@ def _run_article(
     options: BenchOptions,
     command: tuple[str, ...],
     started: str,
-    sized: object,
-    counted: object,
+    *,
+    sized: bool,
+    counted: bool,
     progress: Progress,
 ) -> Article:
     import hugepool
@@ -193,26 +205,54 @@ def _write(
     from hugepool.bench.results import Benchmark
     from hugepool.bench.table import print_article, print_benchmark, terminal
 
-    if output:
-        Path(output).write_bytes(found.to_json())
-    if isinstance(found, Benchmark):
-        if plot:
-            from hugepool.bench.plot import write_plot
-
-            write_plot(found, plot)
-        if html:
-            from hugepool.bench.html import render_page
-
-            Path(html).write_text(render_page(found), encoding="utf-8")
+    failures = []
+    for path, write in ((output, _write_json), (plot, _write_plot), (html, _write_html)):
+        if path is not None:
+            try:
+                write(found, path)
+            except OSError as error:
+                failures.append(f"cannot write {path}: {error.strerror or error}")
+    # What was measured is shown whatever became of the files.
     if as_json:
         click.echo(found.to_json().decode(), nl=False)
     elif isinstance(found, Benchmark):
         print_benchmark(found, terminal())
     else:
         print_article(found, terminal())
+    if failures:
+        raise click.ClickException("; ".join(failures))
+
+
+def _write_json(found: Article | Benchmark, path: str) -> None:
+    Path(path).write_bytes(found.to_json())
+
+
+def _write_plot(found: Article | Benchmark, path: str) -> None:
+    from hugepool.bench.plot import write_plot
+    from hugepool.bench.results import Benchmark
+
+    assert isinstance(found, Benchmark)  # --reproduce refuses --plot and --html
+    write_plot(found, path)
+
+
+def _write_html(found: Article | Benchmark, path: str) -> None:
+    from hugepool.bench.html import render_page
+    from hugepool.bench.results import Benchmark
+
+    assert isinstance(found, Benchmark)
+    Path(path).write_text(render_page(found), encoding="utf-8")
 
 
 # Options --------------------------------------------------------------------------
+
+
+def _given(text: str | None, read: Callable[[str], _T], default: _T) -> _T:
+    """An option's value; an empty one is read too, and refused."""
+    return default if text is None else read(text)
+
+
+def _repeats(given: int | None, default: int) -> int:
+    return default if given is None else given
 
 
 def _count(text: str) -> int:
@@ -226,7 +266,23 @@ def _count(text: str) -> int:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(piece.strip()) for piece in text.split(",")}))
+    """Numbers such as ``1,2`` or ``1-4,8``, rising, none twice."""
+    found: set[int] = set()
+    for piece in text.split(","):
+        first, dash, last = (part.strip() for part in piece.partition("-"))
+        wrong = InvalidSpecError(
+            f"{piece.strip()!r} is no number or range of workers",
+            needed=f"as 2 or 1-4, at most {_MOST_WORKERS}",
+        )
+        try:
+            low = _count(first)
+            high = _count(last) if dash else low
+        except InvalidSpecError:
+            raise wrong from None
+        if not low <= high <= _MOST_WORKERS:
+            raise wrong
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
 
 
 def _check_backing(name: str, choices: tuple[str, ...]) -> None:
@@ -234,13 +290,31 @@ def _check_backing(name: str, choices: tuple[str, ...]) -> None:
         raise InvalidSpecError(f"unknown backing {name!r}", needed="one of " + " ".join(choices))
 
 
-def _check_directory(path: str | None) -> None:
-    """Find out before a long run that its result can be written."""
-    if path is None:
-        return
-    directory = Path(path).resolve().parent
-    if not directory.is_dir() or not os.access(directory, os.W_OK) or Path(path).is_dir():
-        raise UsageError(f"cannot write {path}: no writable directory {directory}")
+def _check_outputs(paths: Mapping[str, str | None]) -> None:
+    """Find out before a long run that its results can be written."""
+    found: dict[str, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        if not path:
+            raise UsageError(f"{option} needs the name of a file")
+        if reason := _not_writable(path):
+            raise UsageError(f"cannot write {path}: {reason}")
+        other = found.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} name the same file {path}")
+
+
+def _not_writable(path: str) -> str:
+    """Why a file cannot be written, as far as looking tells; else empty."""
+    directory = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        return os.strerror(errno.EISDIR)
+    if not os.path.isdir(directory):
+        return f"{directory} is no directory"
+    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+        return os.strerror(errno.EACCES)
+    return ""
 
 
 def _check_reproduce(reproduce: bool, *others: object) -> None:
@@ -251,8 +325,15 @@ def _check_reproduce(reproduce: bool, *others: object) -> None:
         )
 
 
-def _check_extras(plot: str | None) -> None:
-    if plot:
+def _check_extras(plot: str | None, options: BenchOptions) -> None:
+    from hugepool import kernels
+    from hugepool.bench.options import KERNELS
+
+    for name in options.kernels:
+        for kernel, choices in KERNELS[name].items():
+            if not set(choices) & set(kernels.available(kernel)):
+                kernels.resolve(kernel, choices[0])  # says which extra has it
+    if plot is not None:
         from hugepool.bench.plot import import_matplotlib
 
         import_matplotlib()
@@ -267,10 +348,16 @@ def _read_matrix(path: str | None) -> CsrMatrix | None:
     from hugepool.formats import is_matrix_file, read_matrix
 
     if not is_matrix_file(path):
-        raise InvalidSpecError(f"{path} is no matrix file", needed=".mtx, .mtx.gz or .npz")
+        raise InvalidSpecError(f"{path!r} is no matrix file", needed=".mtx, .mtx.gz or .npz")
     source = read_matrix(path)
-    if not len(source.data) or source.data.dtype.kind not in "iuf":
-        raise InvalidMatrixError("the matrix holds nothing to multiply with", where=path)
+    if source.data.dtype.kind not in "biuf":
+        raise InvalidMatrixError(
+            f"{source.data.dtype} matrices are not measured",
+            needed="bool, integers or real floats, which are multiplied as float64",
+            where=path,
+        )
+    if not len(source.data):
+        raise InvalidMatrixError("the matrix has no stored entries to multiply with", where=path)
     data = np.ascontiguousarray(source.data, np.float64)
     return CsrMatrix(source.indptr, source.indices, data, source.shape)
 

@@ -11,6 +11,7 @@ from hugepool.bench import headline
 from hugepool.bench.plot import COLOURS, limit_ns
 from hugepool.bench.results import Benchmark, CellResult, tlb_note
 from hugepool.bench.table import (
+    COLUMNS,
     cell_header,
     cell_row,
     checked_text,
@@ -63,9 +64,8 @@ def render_page(benchmark: Benchmark) -> str:
         *_in_short(benchmark),
         f"<p>{escape(checked_text(benchmark.cells))}</p>",
         f"<p>{escape(benchmark.rule)}</p>",
-        "<p>Bars are medians, thin lines run from the fastest round to the upper quartile, and a "
-        "thick mark is what this machine's own limit would allow on the same pages with the same "
-        "workers. GB/s counts payload. %huge is what the workers proved of their mappings.</p>",
+        f"<p>{escape(_marks(benchmark.cells))}</p>",
+        f"<p>{escape(COLUMNS)}</p>",
         *sections,
     ]
     if rows:
@@ -78,6 +78,17 @@ def render_page(benchmark: Benchmark) -> str:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _marks(cells: Sequence[CellResult]) -> str:
+    """What the charts draw: nothing is explained that none of them has."""
+    text = "Bars are medians, thin lines run from the fastest round to the upper quartile"
+    if any(limit_ns(cell) is not None for cell in cells):
+        text += (
+            ", and a thick mark is what this machine's own limit would allow on the same pages "
+            "with the same workers"
+        )
+    return text + "."
 
 
 def _in_short(benchmark: Benchmark) -> list[str]:

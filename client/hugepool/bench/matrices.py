@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
@@ -197,12 +198,36 @@ def make_matrix(pattern: str, elements: int, entries: int, seed: int = 0) -> Csr
     return MATRIX_PATTERNS[pattern](elements, entries, seed)
 
 
+def planned_size(pattern: str, elements: int, entries: int) -> tuple[int, int, int]:
+    """Rows, columns and stored entries that :func:`make_matrix` will give.
+
+    Of ``kronecker`` the entries are those before double edges are merged.
+    """
+    if pattern == "uniform":
+        per_row = max(1, min(ENTRIES_PER_ROW, elements))
+        rows = max(1, entries // per_row)
+        return rows, elements, rows * per_row
+    if pattern == "kronecker":
+        vertices = 1 << _scale_for(entries)
+        return vertices, vertices, vertices * EDGES_PER_VERTEX
+    edge = _edge_for(entries)
+    return edge**3, edge**3, (3 * edge - 2) ** 3
+
+
+def _scale_for(entries: int) -> int:
+    return max(1, (entries // EDGES_PER_VERTEX).bit_length() - 1)
+
+
+def _edge_for(entries: int) -> int:
+    return max(1, round(math.cbrt(entries / STENCIL_POINTS)))
+
+
 def _kronecker_of(elements: int, entries: int, seed: int) -> CsrMatrix:
-    return kronecker(max(1, (entries // EDGES_PER_VERTEX).bit_length() - 1), seed=seed)
+    return kronecker(_scale_for(entries), seed=seed)
 
 
 def _stencil_of(elements: int, entries: int, seed: int) -> CsrMatrix:
-    return stencil(max(1, round((entries / STENCIL_POINTS) ** (1 / 3))))
+    return stencil(_edge_for(entries))
 
 
 MATRIX_PATTERNS: dict[str, Callable[[int, int, int], CsrMatrix]] = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hugepool.bench.matrices import MATRIX_PATTERNS
 from hugepool.bench.patterns import GATHER_PATTERNS
 from hugepool_common.errors import InvalidSpecError
+from hugepool_common.units import KIB
 
 HEAP = "heap"
 BASELINE = "shm-4k"
@@ -30,6 +32,9 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 """Name on the command line to the implementations of each kernel, best first."""
 
 MAX_DEFAULT_WORKERS = 4
+MIN_BYTES = 4 * KIB
+"""Least x: with less, a run times its own start."""
+_MAX_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class BenchOptions:
     Parameters
     ----------
     nbytes
-        Bytes of x (float64).
+        Bytes of x (float64), at least :data:`MIN_BYTES`.
     gathers
         Gathers per run; matrices have half as many stored entries.
     workers
@@ -56,7 +61,12 @@ class BenchOptions:
     repeats
         Measured rounds.
     seed
-        Of everything random.
+        Of everything random, 0 to 2**63 - 1.
+
+    Raises
+    ------
+    InvalidSpecError
+        A choice that nobody has, or two that exclude each other.
     """
 
     nbytes: int = 256_000_000
@@ -70,9 +80,13 @@ class BenchOptions:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.nbytes < 8:
+        if self.nbytes < MIN_BYTES:
             raise InvalidSpecError(
-                "x must hold one float64", needed="8 bytes", had=f"{self.nbytes}"
+                f"x must have at least {MIN_BYTES // KIB} KiB", had=f"{self.nbytes} bytes"
+            )
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise InvalidSpecError(
+                "seed out of range", needed=f"0 to {_MAX_SEED}", had=str(self.seed)
             )
         for what, count in (("gathers", self.gathers), ("repeats", self.repeats)):
             if count < 1:
@@ -80,6 +94,7 @@ class BenchOptions:
         _check_names("backing", self.backings, BACKINGS)
         _check_names("pattern", self.patterns, PATTERNS)
         _check_names("kernel", self.kernels, tuple(KERNELS))
+        self._check_pairs()
         cpus = len(os.sched_getaffinity(0))
         if not self.workers or min(self.workers) < 1 or max(self.workers) > cpus:
             raise InvalidSpecError(
@@ -87,6 +102,24 @@ class BenchOptions:
                 needed=f"numbers from 1 to {cpus}",
                 had=",".join(map(str, self.workers)) or "none",
             )
+
+    def _check_pairs(self) -> None:
+        """Refuse a kernel that no pattern needs, and a pattern that no kernel computes."""
+        patterns = (*self.patterns, *((FILE_PATTERN,) if self.matrix is not None else ()))
+        for name in self.kernels:
+            if not any(kernel_of(pattern) in KERNELS[name] for pattern in patterns):
+                raise InvalidSpecError(
+                    f"kernel {name!r} computes none of the patterns {' '.join(patterns)}",
+                    needed=f"kernels for {' and '.join(sorted(set(map(kernel_of, patterns))))}",
+                    had=f"one for {' and '.join(KERNELS[name])}",
+                )
+        for pattern in patterns:
+            if not kernel_names(self, pattern, kernel_of(pattern)):
+                raise InvalidSpecError(
+                    f"pattern {pattern!r} is computed by none of the kernels "
+                    f"{' '.join(self.kernels)}",
+                    needed=f"a kernel for {kernel_of(pattern)}",
+                )
 
     @property
     def elements(self) -> int:
@@ -105,6 +138,20 @@ def default_workers(cpus: int | None = None) -> tuple[int, ...]:
     most = min(available, MAX_DEFAULT_WORKERS)
     counts = {1, most, *(count for count in (2,) if count <= most)}
     return tuple(sorted(counts))
+
+
+def kernel_of(pattern: str) -> str:
+    """What a pattern computes: ``gather`` or ``matvec``."""
+    return "gather" if pattern in GATHER_PATTERNS else "matvec"
+
+
+def default_patterns(kernels: Sequence[str]) -> tuple[str, ...]:
+    """All patterns that one of the chosen kernels computes; without a choice, all."""
+    return tuple(
+        pattern
+        for pattern in PATTERNS
+        if not kernels or any(kernel_of(pattern) in KERNELS.get(name, ()) for name in kernels)
+    )
 
 
 def kernel_names(options: BenchOptions, pattern: str, kernel: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
+import numpy as np
 
 from hugepool import kernels
 from hugepool.array import SharedArray
@@ -33,7 +34,7 @@ from hugepool.bench.results import (
 )
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
 from hugepool.pool import Pool
-from hugepool_common.errors import NotEnoughMemoryError, NotEnoughPagesError
+from hugepool_common.errors import HugepoolError, NotEnoughMemoryError, NotEnoughPagesError
 from hugepool_common.pages import read_host
 
 
@@ -59,6 +60,7 @@ class Suite:
         self.limits: list[LimitResult] = []
         self.missing: list[Missing] = []
         self.notes: list[str] = []
+        self._refusals: list[NotEnoughPagesError | NotEnoughMemoryError] = []
 
     def prepare(self) -> None:
         """Choose the backings that fit into memory, before anything is made.
@@ -75,11 +77,26 @@ class Suite:
         """Run everything; whatever happens, nothing that was made is left."""
         try:
             for pattern in self._patterns():
+                backings = self._with_pages(pattern)
+                if not backings:
+                    continue
                 self._progress(f"{pattern}: making inputs")
-                self._run_case(self._case(pattern), self._backings)
+                self._run_case(self._case(pattern), backings)
         finally:
             self._drop_x(lambda key: True)
         self._note_disturbance()
+
+    def nothing_measured(self) -> HugepoolError:
+        """The error of a run without a result, with every reason."""
+        pages = [one for one in self._refusals if isinstance(one, NotEnoughPagesError)]
+        told = "; ".join(one.fact for one in self.missing)
+        message = "none of the page kinds asked for could be measured"
+        if pages:
+            # One remedy is as good as another: any of them brings a row.
+            return NotEnoughPagesError(f"{message} ({told})", remedy=pages[0].remedy)
+        return NotEnoughMemoryError(
+            f"{message} ({told})", remedy="use a smaller --size or fewer --gathers"
+        )
 
     # Before anything is made ---------------------------------------------------
 
@@ -88,10 +105,9 @@ class Suite:
 
     def _what_fits(self) -> tuple[str, ...]:
         options = self._options
-        sums = [memory.operand_bytes(pattern, options) for pattern in options.patterns]
-        if self._matrix is not None:
-            sums.append(memory.matrix_bytes(self._matrix, options))
+        sums = [sum(self._segments(pattern)) for pattern in self._patterns()]
         host = read_host()
+        pools = {pool.page_size: pool.available_bytes for pool in host.pools}
         shm = next((mount for mount in host.tmpfs_mounts if mount.path == "/dev/shm"), None)
         kept, missing = memory.what_fits(
             options.backings,
@@ -102,9 +118,51 @@ class Suite:
             workers=max(options.workers),
             headroom_bytes=host.memory_headroom_bytes,
             shm_room_bytes=None if shm is None else shm.available_bytes,
+            pool_bytes={
+                backing: pools.get(page_size, 0)
+                for backing, page_size in memory.HUGETLBFS_PAGE_SIZES.items()
+            },
         )
         self.missing += missing
         return kept
+
+    def _segments(self, pattern: str) -> tuple[int, ...]:
+        """Payload of every segment that a pattern keeps on one backing."""
+        if pattern == FILE_PATTERN:
+            assert self._matrix is not None
+            return memory.matrix_segments(self._matrix, self._options)
+        return memory.planned_segments(pattern, self._options)
+
+    def _with_pages(self, pattern: str) -> tuple[str, ...]:
+        """The backings whose reserved pages suffice for everything that a pattern keeps."""
+        kept = []
+        for backing in self._backings:
+            try:
+                self._check_pages(backing, pattern)
+                kept.append(backing)
+            except NotEnoughPagesError as error:
+                self._miss(backing, pattern, error)
+        return tuple(kept)
+
+    def _check_pages(self, backing: str, pattern: str) -> None:
+        page_size = memory.HUGETLBFS_PAGE_SIZES.get(backing)
+        if page_size is None:
+            return
+        segments = self._segments(pattern)
+        elements = segments[0] // 8  # x comes first
+        self._drop_x(lambda key: key[1] != elements)
+        kept = memory.in_pages(segments[:1], page_size)
+        memory.check_pages(
+            backing,
+            read_host(),
+            needed_bytes=memory.in_pages(segments, page_size),
+            largest_bytes=max(
+                memory.in_pages(self._segments(one), page_size) for one in self._patterns()
+            ),
+            kept_bytes=kept if (backing, elements) in self._kept_x else 0,
+            uid=os.geteuid(),
+            gid=os.getegid(),
+        )
 
     def _note_kernels(self) -> None:
         if "numba" not in kernels.available("gather"):
@@ -157,7 +215,7 @@ class Suite:
                 try:
                     sets[rung] = OperandSet.of_case(self._pool, rung, case, self._x_on(rung, case))
                 except (NotEnoughPagesError, NotEnoughMemoryError) as error:
-                    self._miss(rung, case, error)
+                    self._miss(rung, case.pattern, error)
             yield sets
         finally:
             for made in sets.values():
@@ -175,8 +233,9 @@ class Suite:
             drop(self._pool, self._kept_x.pop(key))
 
     def _miss(
-        self, rung: str, case: Case, error: NotEnoughPagesError | NotEnoughMemoryError
+        self, rung: str, pattern: str, error: NotEnoughPagesError | NotEnoughMemoryError
     ) -> None:
+        self._refusals.append(error)
         affected = [rung] + ([HEAP] if rung == BASELINE and HEAP in self._options.backings else [])
         everywhere = len(self._patterns()) == 1
         for backing in affected:
@@ -185,7 +244,7 @@ class Suite:
                 continue
             measured = any(one.backing == backing for one in self.cells)
             if measured and not everywhere:
-                found = msgspec.structs.replace(found, pattern=case.pattern)
+                found = msgspec.structs.replace(found, pattern=pattern)
             self.missing.append(found)
 
     def _cells(
@@ -208,7 +267,7 @@ class Suite:
         """Compare the cell's result with the reference, before anything of it is timed."""
         out = cell.operands["out"]
         assert isinstance(out, SharedArray)
-        out.array.fill(float("nan"))
+        np.copyto(out.array, reference.wrong_everywhere())
         # x[idx] drops its result when it is timed, and heap results are the workers' own.
         storing = "fancy-store" if cell.implementation == "fancy" else ""
         cell.run(self._pool, implementation=storing, shared=("out",))

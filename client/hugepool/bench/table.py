@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 100
+COLUMNS = (
+    "w: worker processes. GB/s: payload (x, indices or matrix, result). %limit: of this "
+    "machine's own limit, measured on the same pages by the same workers in the same rounds "
+    "(best round of both); above 100 where caches serve a part; cache: too small for a "
+    "fair limit. %huge: proved by the workers."
+)
+"""What the columns mean."""
 _LEFT = {"backing", "kernel", "speed-up over shm-4k", "row", "article"} | {
     "pattern",
     "hugepool on",
@@ -216,10 +223,7 @@ def limit_title(limits: Sequence[LimitResult]) -> str:
 def explanations(benchmark: Benchmark) -> list[str]:
     """What the columns mean, what was checked, and the notes of the run."""
     lines = [
-        "w: worker processes. GB/s: payload (x, indices or matrix, result). %limit: of this "
-        "machine's own limit, measured on the same pages by the same workers in the same rounds "
-        "(best round of both); above 100 where caches serve a part; cache: too small for a "
-        "fair limit. %huge: proved by the workers.",
+        COLUMNS,
         benchmark.rule,
         checked_text(benchmark.cells),
     ]

@@ -266,11 +266,13 @@ def _reduce_rows(found: _ProductOperands, indptr: Array, target: Array) -> None:
         return
     columns = found.a.indices[start:stop].copy()
     _check_columns(columns, start, found.a.shape[1])
-    products = np.multiply(found.a.data[start:stop], found.x[columns], dtype=found.out.dtype)
+    dtype = found.out.dtype
     # reduceat gives the element at its start, not 0, for an empty row, and fails on
     # one at the end; so only rows with entries take part.
     filled = np.flatnonzero(indptr[1:] > indptr[:-1])
-    target[filled] = np.add.reduceat(products, indptr[filled] - start, dtype=found.out.dtype)
+    with np.errstate(all="ignore"):  # NaN and infinity go through in silence, as in SciPy
+        products = np.multiply(found.a.data[start:stop], found.x[columns], dtype=dtype)
+        target[filled] = np.add.reduceat(products, indptr[filled] - start, dtype=dtype)
 
 
 def _checked_indptr(a: CsrArrays, row_start: int, row_stop: int) -> Array:

@@ -5,13 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hugepool.bench.cases import build_case, first_difference, reference_of
+from hugepool.bench.cases import (
+    Reference,
+    build_case,
+    first_difference,
+    matrix_case,
+    reference_of,
+)
 from hugepool.bench.limits import share_of_limit
+from hugepool.bench.matrices import CsrMatrix
 from hugepool.bench.measure import Cell, Sample, turned
-from hugepool.bench.memory import operand_bytes, what_fits
+from hugepool.bench.memory import (
+    check_pages,
+    in_pages,
+    operand_bytes,
+    planned_segments,
+    what_fits,
+)
 from hugepool.bench.operands import placement
 from hugepool.bench.options import (
     BACKINGS,
+    FILE_PATTERN,
     PATTERNS,
     BenchOptions,
     default_workers,
@@ -21,8 +35,17 @@ from hugepool.bench.results import LimitResult
 from hugepool.bench.suite import implementations, speedup_of
 from hugepool.kernels import last_level_cache_bytes
 from hugepool.timings import JobTimings
-from hugepool_common.errors import InvalidSpecError, JobFailedError, NotEnoughMemoryError
+from hugepool_common.errors import (
+    InvalidSpecError,
+    JobFailedError,
+    NotEnoughMemoryError,
+    NotEnoughPagesError,
+)
 from hugepool_common.messages import Timing
+from hugepool_common.mounts import HugetlbfsMount
+from hugepool_common.pages import Pool
+from hugepool_common.units import GIB, MIB
+from support.host import fake_host
 
 SMALL = BenchOptions(nbytes=80_000, gathers=4_000, workers=(1,))
 
@@ -44,7 +67,14 @@ def sampled(backing: str, times: list[int], huge: int, mapped: int = 100) -> Cel
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"nbytes": 7}, "one float64"),
+        ({"nbytes": 4095}, "at least 4 KiB"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"patterns": ("stencil",), "kernels": ("take",)}, "'take'.*stencil"),
+        ({"patterns": ("random",), "kernels": ("scipy",)}, "'scipy'.*random"),
+        ({"patterns": ("random",), "kernels": ("hugepool", "scipy")}, "'scipy'.*random"),
+        ({"patterns": ("random", "stencil"), "kernels": ("take",)}, "'stencil'.*take"),
+        ({"patterns": (), "kernels": ("take",), "matrix": "a.npz"}, "'take'.*file"),
         ({"gathers": 0}, "gathers"),
         ({"repeats": 0}, "repeats"),
         ({"backings": ("floppy",)}, "backing 'floppy'"),
@@ -76,7 +106,7 @@ def test_default_kernels() -> None:
 
 def test_no_implementation_is_measured_twice() -> None:
     options = BenchOptions(
-        nbytes=800, gathers=10, workers=(1,), kernels=("hugepool", "take", "numpy", "scipy")
+        nbytes=8_000, gathers=10, workers=(1,), kernels=("hugepool", "take", "numpy", "scipy")
     )
     found = implementations(options, build_case("random", options))
     assert len({implementation for _, implementation in found}) == len(found)
@@ -115,14 +145,17 @@ def test_a_worker_without_its_cpu_is_disturbed() -> None:
 # Memory ---------------------------------------------------------------------------
 
 
-def fits(headroom: int, **changes: int | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def fits(
+    headroom: int, nbytes: int = 1_000_000_000, **changes: int | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
     kept, missing = what_fits(
         BACKINGS,
-        bytes_per_backing=1_000_000_000,
+        bytes_per_backing=nbytes,
         client_bytes=0,
         workers=changes.get("workers") or 2,
         headroom_bytes=headroom,
         shm_room_bytes=changes.get("room"),
+        pool_bytes={"hugetlbfs-2m": changes.get("pool") or 0},
     )
     return kept, {one.backing: one.reason for one in missing}
 
@@ -157,6 +190,13 @@ def test_nothing_fits() -> None:
     assert caught.value.had == "100 MB"
 
 
+def test_no_pool_can_be_filled_with_more_than_memory() -> None:
+    with pytest.raises(NotEnoughMemoryError, match="1e\\+06 TB"):
+        fits(20_000_000_000, 10**18)
+    kept, _ = fits(4_000_000_000, 6_000_000_000, pool=6_000_000_000)
+    assert kept == ("hugetlbfs-2m",), "the pool has it already"
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_estimate_covers_what_is_made(pattern: str) -> None:
     options = BenchOptions(nbytes=1_000_000, gathers=200_000, workers=(1,))
@@ -165,6 +205,72 @@ def test_the_estimate_covers_what_is_made(pattern: str) -> None:
     needed = case.input_bytes + streams * 8 * case.stream_elements
     assert needed <= 1.1 * operand_bytes(pattern, options)
     assert operand_bytes(pattern, options) <= 2 * needed
+
+
+HUGE_ROOM = {"uid": 1000, "gid": 100}
+
+
+def test_all_arrays_of_a_case_are_counted_in_whole_pages() -> None:
+    options = BenchOptions(nbytes=32_000_000, gathers=1_000_000, workers=(1,))
+    # 32 MB of x, and 8 MB each of indices, result and two streams
+    assert planned_segments("random", options) == (32_000_000, *4 * (8_000_000,))
+    assert in_pages(planned_segments("random", options), 2 * MIB) == (16 + 4 * 4) * 2 * MIB
+    assert in_pages(planned_segments("random", options), GIB) == 5 * GIB
+    assert in_pages((0,), 2 * MIB) == 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("pool", "command"),
+    [
+        (Pool(2 * MIB, 0, 0, 0, 0, 0), "sysctl vm.nr_hugepages=40"),
+        (Pool(2 * MIB, 100, 10, 0, 0, 0), "sysctl vm.nr_hugepages=130"),
+        (Pool(2 * MIB, 100, 10, 4, 0, 0), "sysctl vm.nr_hugepages=134"),
+    ],
+)
+def test_one_command_is_enough_for_the_largest_pattern(pool: Pool, command: str) -> None:
+    host = fake_host(pools=(pool,))
+    with pytest.raises(NotEnoughPagesError) as caught:
+        check_pages(
+            "hugetlbfs-2m", host, needed_bytes=64 * MIB, largest_bytes=80 * MIB, **HUGE_ROOM
+        )
+    assert caught.value.remedy == command
+    assert caught.value.needed == "32 huge pages of 2 MiB, 40 for the largest pattern"
+    assert caught.value.had == f"{pool.available_pages} free"
+    check_pages("shm-4k", host, needed_bytes=GIB, largest_bytes=GIB, **HUGE_ROOM)
+
+
+def test_what_is_there_already_is_not_asked_for_again() -> None:
+    host = fake_host(pools=(Pool(2 * MIB, 36, 20, 0, 0, 0),))
+    check_pages(
+        "hugetlbfs-2m", host, needed_bytes=72 * MIB, largest_bytes=80 * MIB, kept_bytes=32 * MIB,
+        **HUGE_ROOM,
+    )  # fmt: skip
+    with pytest.raises(NotEnoughPagesError, match=r"vm\.nr_hugepages=40"):
+        check_pages(
+            "hugetlbfs-2m", host, needed_bytes=80 * MIB, largest_bytes=80 * MIB,
+            kept_bytes=32 * MIB, **HUGE_ROOM,
+        )  # fmt: skip
+
+
+def test_a_missing_mount_is_told_with_the_pages() -> None:
+    host = fake_host(pools=(Pool(2 * MIB, 0, 0, 0, 0, 0),), hugetlbfs_mounts=())
+    with pytest.raises(NotEnoughPagesError, match="no hugetlbfs mount with 2M pages") as caught:
+        check_pages("hugetlbfs-2m", host, needed_bytes=2 * MIB, largest_bytes=2 * MIB, **HUGE_ROOM)
+    assert caught.value.needed == "1 huge page of 2 MiB"
+    sysctl, mkdir, mount = caught.value.remedy.split(" && ")
+    assert sysctl == "sysctl vm.nr_hugepages=1"
+    assert mkdir.startswith("mkdir -p /run/hugepages/")
+    assert mount.startswith("mount -t hugetlbfs -o pagesize=2M,uid=1000,gid=100")
+
+
+def test_a_small_mount_is_told_with_its_option() -> None:
+    mount = HugetlbfsMount("/mnt/2m", 2 * MIB, 8 * MIB, 0, 6 * MIB, True)
+    host = fake_host(hugetlbfs_mounts=(mount,))
+    with pytest.raises(NotEnoughPagesError, match=r"/mnt/2m has 6\.29 MB left") as caught:
+        check_pages(
+            "hugetlbfs-2m", host, needed_bytes=10 * MIB, largest_bytes=10 * MIB, **HUGE_ROOM
+        )
+    assert caught.value.remedy == "mount -o remount,size=12M /mnt/2m"
 
 
 # Checks ---------------------------------------------------------------------------
@@ -184,6 +290,34 @@ def test_the_reference_finds_one_wrong_element(pattern: str) -> None:
     right[-1] = np.nan
     with pytest.raises(JobFailedError):
         reference.check(right, "here")
+
+
+def test_not_a_number_equals_itself_and_infinity_its_own_sign() -> None:
+    data = np.array([np.nan, np.inf, -np.inf, 1e308, 1.0, 2.0])
+    indptr = np.array([0, 1, 2, 3, 4, 6], np.int32)
+    matrix = CsrMatrix(indptr, np.array([0, 0, 0, 0, 0, 1], np.int32), data, (5, 2))
+    reference = reference_of(matrix_case(FILE_PATTERN, matrix, SMALL, "m"), np.array([10.0, 0.1]))
+    assert np.isnan(reference.expected[0])
+    assert list(reference.expected[1:4]) == [np.inf, -np.inf, np.inf]
+    right = reference.expected.copy()
+    assert reference.check(right, "here") == "bit for bit"
+    right[-1] = np.nextafter(right[-1], np.inf)
+    assert "rounding bound" in reference.check(right, "here")
+    for position, value in ((0, 0.0), (1, -np.inf), (2, 0.0), (3, np.nan), (4, np.inf)):
+        wrong = reference.expected.copy()
+        wrong[position] = value
+        with pytest.raises(JobFailedError, match=f"at {position}") as caught:
+            reference.check(wrong, "here")
+        assert "float64" not in str(caught.value)
+
+
+def test_a_result_that_was_never_written_is_wrong_everywhere() -> None:
+    expected = np.array([1.0, np.nan, np.inf, 0.0])
+    unwritten = Reference(expected, None, "NumPy").wrong_everywhere()
+    for position in range(len(expected)):
+        one = expected.copy()
+        one[position] = unwritten[position]
+        assert first_difference(one, expected) == position
 
 
 def test_another_order_of_summation_is_within_the_bound() -> None:

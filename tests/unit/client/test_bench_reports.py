@@ -14,8 +14,9 @@ from rich.console import Console
 
 from hugepool.bench.html import render_page
 from hugepool.bench.plot import limit_ns, write_plot
+from hugepool.bench.reproduce import STORY, ArticleRow, doubts
 from hugepool.bench.results import Benchmark, Missing, missing_rung
-from hugepool.bench.statistics import Speedup
+from hugepool.bench.statistics import Speedup, Spread, paired_speedup
 from hugepool.bench.table import (
     WIDTH,
     number,
@@ -161,6 +162,40 @@ def test_the_page_is_well_formed_and_fetches_nothing() -> None:
     assert "prefers-color-scheme: dark" in source
     for piece in (TITLE, "A CPU & more", "<here>", "1.98x (1.94-2.01)", "'a b.json'", "a note"):
         assert piece in page.text
+
+
+def test_the_page_explains_what_it_shows_and_no_more() -> None:
+    with_limit = render_page(benchmark())
+    assert with_limit.count('class="limit"') == 2
+    assert "thick mark" in with_limit
+    for word in ("w: worker processes", "cache: too small for a fair limit"):
+        assert word in with_limit
+    cached = render_page(benchmark(cell(percent_of_limit=None, limit_note="x fits the cache")))
+    assert 'class="limit"' not in cached
+    assert "thick mark" not in cached
+    assert "<td>cache</td>" in cached
+
+
+def article_row(label: str, samples: list[int], article: str, speedup: Speedup) -> ArticleRow:
+    seconds = Spread.of([sample / 1e9 for sample in samples])
+    return ArticleRow(
+        label, "fancy", 1.0, article, tuple(samples), seconds, None, 0.0, None, "", speedup, True
+    )
+
+
+def test_no_claim_is_explained_by_the_rounds() -> None:
+    slow = [600_000_000, 1_200_000_000, 620_000_000, 1_300_000_000, 610_000_000]
+    noisy = [1_100_000_000, 500_000_000, 1_200_000_000, 510_000_000, 900_000_000]
+    fast = [sample // 2 for sample in slow]
+    baseline = article_row("4K shm", slow, STORY["shm-4k"][1], Speedup.refusal("baseline"))
+    doubted = article_row("heap copy", noisy, "", paired_speedup(slow, noisy))
+    certain = article_row("huge", fast, "", paired_speedup(slow, fast))
+    few = article_row("private", noisy[:2], "", paired_speedup(slow[:2], noisy[:2]))
+    assert doubts([doubted, baseline, certain, few]) == [
+        "heap copy: no claim; its rounds took 0.500 to 1.200 s, those of 4K shm 0.600 to 1.300 s. "
+        "The fastest rounds are 1.20x apart.",
+        "private: fewer than 5 rounds allow no claim.",
+    ]
 
 
 def test_the_limit_is_a_time_of_the_best_round() -> None:

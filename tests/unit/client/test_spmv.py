@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -350,3 +351,20 @@ def test_prepare_writes_nothing() -> None:
         operands: dict[str, Any] = {"A": _MATRIX, "x": np.ones(4), "out": np.zeros(2)}
         kernels.resolve("matvec", implementation).prepare(operands)
         assert not operands["out"].any()
+
+
+@pytest.mark.parametrize("implementation", kernels.available("matvec"))
+def test_nan_and_infinity_go_through_without_a_warning(implementation: str) -> None:
+    a = CsrArrays(
+        np.array([0, 2, 3, 5]),
+        np.array([0, 1, 2, 0, 2]),
+        np.array([1.0, np.inf, np.nan, 1e308, 1e308]),
+        (3, 3),
+    )
+    out = np.zeros(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel = kernels.resolve("matvec", implementation)
+        kernel({"A": a, "x": np.array([1e308, 0.0, 1.0]), "out": out}, 0, 3)
+    assert np.isnan(out[:2]).all()
+    assert out[2] == np.inf
