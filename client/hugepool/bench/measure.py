@@ -1,10 +1,10 @@
-"""Interleaved rounds: every cell once a round, page kinds side by side, in turned order."""
+"""Interleaved rounds: every cell once a round, page kinds side by side, in an order of its own."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from hugepool.array import SharedObject
 from hugepool.bench.operands import Placement
@@ -22,7 +22,6 @@ LIMIT = "limit"
 _SETTLING_RUNS = 8
 _FULL_CPU = 0.95
 _DISTURBED_RUNS = 3
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,26 +172,26 @@ def warm_up(pool: Pool, cells: Sequence[Cell], progress: Progress) -> None:
 def measure(pool: Pool, cells: Sequence[Cell], rounds: int, progress: Progress) -> None:
     """Run `rounds` rounds over all cells and append a sample to each cell a round."""
     for number in range(rounds):
-        for cell in turned(cells, number):
+        for cell in shuffled(cells, number):
             cell.samples.append(cell.undisturbed(pool))
             progress(f"round {number + 1} of {rounds}: {cell}")
 
 
-def turned(cells: Sequence[Cell], number: int) -> list[Cell]:
-    """The order of a round.
+def shuffled(cells: Sequence[Cell], number: int) -> list[Cell]:
+    """The order of a round, the same in every run.
 
     Cells that differ in their placement only stand side by side, so that a disturbance
-    hits all page kinds; the groups, and the cells in each, are turned by one a round, so
-    that none is always the first.
+    hits all page kinds. The groups, and the cells in each, are shuffled anew each round:
+    turned by one a round, they would keep step with anything that comes back at regular
+    times, and one cell would get all of it.
     """
+    order = random.Random(number)
     groups: dict[tuple[str, str, str, int], list[Cell]] = {}
     for cell in cells:
         key = (cell.name, cell.kernel, cell.implementation, cell.workers)
         groups.setdefault(key, []).append(cell)
-    order = [_turn(group, number) for group in groups.values()]
-    return [cell for group in _turn(order, number) for cell in group]
-
-
-def _turn(items: list[_T], by: int) -> list[_T]:
-    start = by % len(items) if items else 0
-    return items[start:] + items[:start]
+    lists = list(groups.values())
+    order.shuffle(lists)
+    for group in lists:
+        order.shuffle(group)
+    return [cell for group in lists for cell in group]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from hugepool.bench.cases import (
 )
 from hugepool.bench.limits import share_of_limit
 from hugepool.bench.matrices import CsrMatrix
-from hugepool.bench.measure import Cell, Sample, turned
+from hugepool.bench.measure import Cell, Sample, shuffled
 from hugepool.bench.memory import (
     check_pages,
     in_pages,
@@ -123,14 +125,16 @@ def test_page_kinds_stand_side_by_side_and_take_turns() -> None:
         for backing in ("shm-4k", "heap", "hugetlbfs-2m")
         for workers in (1, 2)
     ]
-    first_of_round = set()
-    for number in range(6):
-        order = turned(cells, number)
+    first_of_round: Counter[tuple[str, int]] = Counter()
+    for number in range(120):
+        order = shuffled(cells, number)
         assert sorted(map(id, order)) == sorted(map(id, cells)), "every cell once"
         assert [cell.workers for cell in order] in ([1, 1, 1, 2, 2, 2], [2, 2, 2, 1, 1, 1])
-        first_of_round.add((order[0].placement.label, order[0].workers))
+        first_of_round[order[0].placement.label, order[0].workers] += 1
+        assert order == shuffled(cells, number)
     assert len(first_of_round) == 6
-    assert turned([], 3) == []
+    assert min(first_of_round.values()) >= 10, "some cell is hardly ever the first"
+    assert shuffled([], 3) == []
 
 
 def test_a_worker_without_its_cpu_is_disturbed() -> None:
