@@ -26,23 +26,19 @@ from hugepool.kernels.base import (
     refuse_overlap,
     vector,
 )
-from hugepool.kernels.binned import EmptyBins, FillBins, scratch
+from hugepool.kernels.binned import BinnedGather, compile_binned
 from hugepool.kernels.binned_layout import (
     ITEM_CODES,
     GatherBlocks,
-    GatherLayout,
     aligned_empty,
-    count_targets,
-    fill_targets,
-    make_counts,
     refuse_index,
 )
 from hugepool.kernels.compiler import import_numba
 from hugepool.kernels.gather import INDEX_CODES
+from hugepool.kernels.samples import copy_ns_per_byte, gather_ns_per_index
 from hugepool_common.errors import (
     InvalidSpecError,
     MissingExtraError,
-    NotEnoughMemoryError,
 )
 from hugepool_common.pages import read_host
 from hugepool_common.spec import ITEM_SIZES
@@ -51,10 +47,6 @@ DIRECT = "direct"
 BINNED = "binned"
 
 _CHECK_BLOCK = 1 << 16
-_SAMPLE_PARTS = 16
-_SAMPLE_PART = 1 << 16
-_COPY_PARTS = 8
-_COPY_PART = 1 << 20
 _BUILD_NS_PER_INDEX = 12
 _SLOWER_THAN_COPY = 1.5
 """The two phases reach about two thirds of the bandwidth of a plain copy."""
@@ -178,7 +170,7 @@ class GatherPlan:
         self._idx = _compact(checked, self._rows)
         self._lock = threading.Lock()
         self._direct = resolve("gather")
-        self._bins: _Bins | None = None
+        self._bins: BinnedGather | None = None
         self._trial: list[str] = []
         self._predicted: tuple[int, int] | None = None
         self._measured: dict[str, int] = {}
@@ -318,9 +310,9 @@ class GatherPlan:
 
     def _build(self, reason: str) -> None:
         blocks = GatherBlocks.fitting(self._rows, len(self._idx), self._dtype.itemsize)
-        _compile_for(blocks, self._idx.dtype)
+        compile_binned(blocks, self._idx.dtype)
         started_ns = time.perf_counter_ns()
-        self._bins = _Bins.built(self._idx, blocks)
+        self._bins = BinnedGather.built(self._idx, blocks, _free_bytes())
         self._build_ns = time.perf_counter_ns() - started_ns
         self._trial = list(_TRIAL)
         self._settled = False
@@ -332,7 +324,7 @@ class GatherPlan:
 
     def _run(self, way: str, x: Array, out: Array) -> Work:
         if way == BINNED and self._bins is not None:
-            return self._bins.run(x, out)
+            return self._bins(x, out)
         return self._direct({"x": x, "idx": self._idx, "out": out}, 0, len(self._idx))
 
     def _record(self, way: str, elapsed_ns: int) -> None:
@@ -359,83 +351,11 @@ class GatherPlan:
 
     def _predict(self, x: Array) -> tuple[int, int]:
         """Time of a run each way: direct from a sample, binned from its bytes and a copy."""
-        direct_ns = self._sample_direct(x) * len(self._idx)
+        direct_ns = gather_ns_per_index(self._direct, x, self._idx) * len(self._idx)
         blocks = GatherBlocks.fitting(self._rows, len(self._idx), x.itemsize)
         moved = blocks.likely_padded * (blocks.offset_bytes + 2 * x.itemsize)
         nbytes = moved + (blocks.rows + blocks.entries) * x.itemsize
-        return int(direct_ns), int(nbytes * _copy_ns_per_byte(x) * _SLOWER_THAN_COPY)
-
-    def _sample_direct(self, x: Array) -> float:
-        """ns per index, of a million from places all over the index."""
-        span = -(-len(self._idx) // _SAMPLE_PARTS)
-        part = min(_SAMPLE_PART, -(-span // 2))
-        target = np.zeros(part, x.dtype)
-        entries, elapsed_ns = 0, 0
-        # The first pass touches the pages and compiles; the second meets other indices.
-        for lead in (0, span // 2):
-            entries, elapsed_ns = 0, 0
-            for start in range(lead, len(self._idx), span):
-                idx = self._idx[start : start + part]
-                operands = {"x": x, "idx": idx, "out": target[: len(idx)]}
-                started_ns = time.perf_counter_ns()
-                self._direct(operands, 0, len(idx))
-                elapsed_ns += time.perf_counter_ns() - started_ns
-                entries += len(idx)
-        return elapsed_ns / max(entries, 1)
-
-
-class _Bins:
-    """A layout with its bins and scratch, compiled for."""
-
-    def __init__(self, layout: GatherLayout) -> None:
-        blocks = layout.blocks
-        self._blocks = blocks
-        self._layout = layout
-        self._bins = layout.bins()
-        self._bins[:] = 0  # so that no run pays for the first touch
-        self._lap = scratch(blocks)
-        self._fill = FillBins(blocks)
-        self._empty = EmptyBins(blocks)
-
-    @classmethod
-    def built(cls, idx: Array, blocks: GatherBlocks) -> _Bins:
-        """Build for an index; refuse before filling what would not fit into memory."""
-        counts = make_counts(blocks)
-        count_targets(idx, blocks, counts, 0, blocks.targets)
-        layout = GatherLayout.counted(blocks, counts)
-        needed, room = layout.nbytes + layout.bins_nbytes, _free_bytes()
-        if needed > room:
-            raise NotEnoughMemoryError(
-                "the bins of this gather do not fit",
-                needed=f"{needed:,} bytes",
-                had=f"{room:,} bytes",
-                remedy="gather directly",
-            )
-        fill_targets(idx, layout, 0, blocks.targets)
-        layout.freeze()
-        return cls(layout)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of it."""
-        return self._layout.nbytes + self._bins.nbytes + self._lap.nbytes
-
-    def run(self, x: Array, out: Array) -> Work:
-        """Both phases."""
-        layout = self._layout
-        sources = {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home}
-        filled = self._fill(sources | {"bins": self._bins}, 0, self._blocks.sources)
-        targets = {"bins": self._bins, "dst": layout.dst, "edge": layout.edge, "lap": self._lap}
-        emptied = self._empty(targets | {"out": out}, 0, self._blocks.targets)
-        return Work(emptied.elements, 0, filled.nbytes + emptied.nbytes)
-
-
-def _compile_for(blocks: GatherBlocks, idx_dtype: npt.DTypeLike) -> None:
-    """Gather one element through bins of these widths, so that no timing holds a compilation."""
-    width = blocks.item_bytes
-    one = GatherBlocks(1, 1, width, blocks.source_bits, blocks.target_bits)
-    x, out = np.zeros(1, f"u{width}"), np.zeros(1, f"u{width}")
-    _Bins.built(np.zeros(1, idx_dtype), one).run(x, out)
+        return int(direct_ns), int(nbytes * copy_ns_per_byte(x) * _SLOWER_THAN_COPY)
 
 
 def _count(name: str, value: int, least: int) -> int:
@@ -479,24 +399,3 @@ def _free_bytes() -> int:
     if host.memory_limit is not None:
         room = min(room, host.memory_limit.headroom_bytes)
     return int(room * _MOST_MEMORY)
-
-
-def _copy_ns_per_byte(x: Array) -> float:
-    """Of streaming copies from x, the bytes read and those written counted."""
-    raw = x.view(np.uint8)
-    lead = -raw.ctypes.data % 8
-    words = raw[lead : lead + (len(raw) - lead) // 8 * 8].view(np.float64)
-    copy = resolve("copy", "numba")
-    target = aligned_empty(min(_COPY_PART, len(words)), np.float64)
-    target[:] = 0
-    span = max(-(-len(words) // _COPY_PARTS), len(target), 1)
-    starts = range(0, len(words), span)
-    copy.prepare({"a": target, "out": target.copy()})
-    nbytes, elapsed_ns = 1, 0
-    for start in starts:
-        part = words[start : start + len(target)]
-        started_ns = time.perf_counter_ns()
-        copied = copy({"a": part, "out": target[: len(part)]}, 0, len(part))
-        elapsed_ns += time.perf_counter_ns() - started_ns
-        nbytes += copied.nbytes
-    return elapsed_ns / nbytes

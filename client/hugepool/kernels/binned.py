@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hugepool.kernels.base import (
     CACHE_LINE_BYTES,
@@ -29,9 +30,17 @@ from hugepool.kernels.base import (
     refuse_overlap,
     vector,
 )
-from hugepool.kernels.binned_layout import ITEM_CODES, GatherBlocks, aligned_empty
+from hugepool.kernels.binned_layout import (
+    ITEM_CODES,
+    GatherBlocks,
+    GatherLayout,
+    aligned_empty,
+    count_targets,
+    fill_targets,
+    make_counts,
+)
 from hugepool.kernels.compiler import CompiledLoop
-from hugepool_common.errors import InvalidSpecError
+from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError
 
 _LOOPS = "hugepool.kernels.binned_loops"
 _fill_bins = CompiledLoop(_LOOPS, "fill_bins", outputs=("bins",))
@@ -167,3 +176,68 @@ def _on_lines(array: Array, role: str) -> Array:
             where=role,
         )
     return array
+
+
+class BinnedGather:
+    """Both phases in one thread, with their layout, bins and scratch.
+
+    Calls must not overlap: they share the bins.
+    """
+
+    def __init__(self, layout: GatherLayout) -> None:
+        blocks = layout.blocks
+        self._blocks = blocks
+        self._layout = layout
+        self._bins = layout.bins()
+        self._bins[:] = 0  # so that no run pays for the first touch
+        self._lap = scratch(blocks)
+        self._fill = FillBins(blocks)
+        self._empty = EmptyBins(blocks)
+
+    @classmethod
+    def built(cls, idx: Array, blocks: GatherBlocks, most_nbytes: int) -> BinnedGather:
+        """Build for an index.
+
+        Raises
+        ------
+        NotEnoughMemoryError
+            Layout and bins need more than `most_nbytes`; found out before they are filled.
+        IndexOutOfRangeError
+            An index lies outside x.
+        """
+        counts = make_counts(blocks)
+        count_targets(idx, blocks, counts, 0, blocks.targets)
+        layout = GatherLayout.counted(blocks, counts)
+        needed = layout.nbytes + layout.bins_nbytes
+        if needed > most_nbytes:
+            raise NotEnoughMemoryError(
+                "the bins of this gather do not fit",
+                needed=f"{needed:,} bytes",
+                had=f"{most_nbytes:,} bytes",
+                remedy="gather directly",
+            )
+        fill_targets(idx, layout, 0, blocks.targets)
+        layout.freeze()
+        return cls(layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self._layout.nbytes + self._bins.nbytes + self._lap.nbytes
+
+    def __call__(self, x: Array, out: Array) -> Work:
+        """Write ``x[idx]`` to `out`."""
+        layout = self._layout
+        sources = {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home}
+        filled = self._fill(sources | {"bins": self._bins}, 0, self._blocks.sources)
+        targets = {"bins": self._bins, "dst": layout.dst, "edge": layout.edge, "lap": self._lap}
+        emptied = self._empty(targets | {"out": out}, 0, self._blocks.targets)
+        return Work(emptied.elements, 0, filled.nbytes + emptied.nbytes)
+
+
+def compile_binned(blocks: GatherBlocks, idx_dtype: npt.DTypeLike) -> None:
+    """Gather one element through bins of these widths, so that no timing holds a compilation."""
+    width = blocks.item_bytes
+    one = GatherBlocks(1, 1, width, blocks.source_bits, blocks.target_bits)
+    x, out = np.zeros(1, f"u{width}"), np.zeros(1, f"u{width}")
+    BinnedGather.built(np.zeros(1, idx_dtype), one, 1 << 30)(x, out)

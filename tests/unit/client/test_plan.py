@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hugepool import plan as plans
+from hugepool.kernels.samples import copy_ns_per_byte
 from hugepool.plan import BINNED, DIRECT, GatherPlan, plan_gather
 from hugepool_common.errors import (
     IndexOutOfRangeError,
@@ -252,8 +253,8 @@ def test_the_sample_and_the_copy_give_times(small_cache: None) -> None:
     assert report.predicted_direct_ns is not None and report.predicted_direct_ns > 0
     assert report.predicted_binned_ns is not None and report.predicted_binned_ns > 0
     odd = np.frombuffer(bytearray(4 * ROWS + 4), "<f4", offset=4)
-    assert plans._copy_ns_per_byte(odd) > 0
-    assert plans._copy_ns_per_byte(odd[:0]) == 0
+    assert copy_ns_per_byte(odd) > 0
+    assert copy_ns_per_byte(odd[:0]) == 0
 
 
 def test_memory_that_is_not_there_means_direct(
