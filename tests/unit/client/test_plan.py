@@ -46,7 +46,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch, *steps_ns: int) -> None:
         start = times[-1] if times else 0
         times += [start, start + step_ns]
     ticks = iter(times)
-    monkeypatch.setattr("hugepool.plan.time.perf_counter_ns", lambda: next(ticks))
+    monkeypatch.setattr("hugepool.plan.time.thread_time_ns", lambda: next(ticks))
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i8", "<c8", "|u1", "<c16"])
