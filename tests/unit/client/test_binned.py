@@ -1,0 +1,342 @@
+"""The binned gather moves every element once to its place, and trusts nothing it can check."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hugepool.kernels.binned import EmptyBins, FillBins, scratch
+from hugepool.kernels.binned_layout import (
+    GatherBlocks,
+    GatherLayout,
+    aligned_empty,
+    build_layout,
+    count_targets,
+    fill_targets,
+    make_counts,
+)
+from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
+from hugepool_common.spec import ITEM_SIZES
+from support.extras import need
+
+Array = np.ndarray[Any, Any]
+WIDE = [code for code, width in ITEM_SIZES.items() if width in (4, 8)]
+
+
+@pytest.fixture(autouse=True)
+def numba() -> None:
+    need("numba")
+
+
+def _sources(layout: GatherLayout, x: Array, bins: Array) -> dict[str, Any]:
+    return {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home, "bins": bins}
+
+
+def _targets(layout: GatherLayout, bins: Array, out: Array) -> dict[str, Any]:
+    return {"bins": bins, "dst": layout.dst, "edge": layout.edge, "out": out}
+
+
+def _gather(layout: GatherLayout, x: Array, out: Array) -> None:
+    blocks, bins = layout.blocks, layout.bins()
+    FillBins(blocks)(_sources(layout, x, bins), 0, blocks.sources)
+    EmptyBins(blocks)(_targets(layout, bins, out), 0, blocks.targets)
+
+
+def _bits(count: int, dtype: str) -> Array:
+    raw = np.random.default_rng(5).integers(0, 256, count * ITEM_SIZES[dtype], dtype=np.uint8)
+    return raw.view(dtype)
+
+
+def _off(count: int, dtype: Any, offset: int) -> Array:
+    """An array of -1 whose address is a line and `offset` elements, with 8 more behind it."""
+    whole = aligned_empty(count + offset + 8, dtype)
+    whole[:] = -1
+    return whole
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("index_dtype", ["<i4", "<i8", "<u4", "<u8"])
+def test_every_dtype_moves_bit_for_bit(dtype: str, index_dtype: str) -> None:
+    x = _bits(1000, dtype)
+    idx = np.random.default_rng(1).integers(0, 1000, 2222).astype(index_dtype)
+    x.flags.writeable = idx.flags.writeable = False
+    out = np.zeros(2222, dtype)
+    _gather(build_layout(idx, GatherBlocks(1000, 2222, x.itemsize, 6, 7)), x, out)
+    assert out.tobytes() == x[idx].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+@pytest.mark.parametrize(("source_bits", "target_bits"), [(16, 16), (17, 16), (16, 17), (17, 18)])
+def test_blocks_of_full_width(dtype: str, source_bits: int, target_bits: int) -> None:
+    rows, entries = (1 << 18) + 3, (1 << 18) + 70_001
+    x = np.arange(rows).astype(dtype)
+    idx = np.random.default_rng(2).integers(0, rows, entries)
+    idx[:4] = 0, rows - 1, (1 << 16) - 1, 1 << 16
+    out = np.zeros(entries, dtype)
+    blocks = GatherBlocks(rows, entries, x.itemsize, source_bits, target_bits)
+    layout = build_layout(idx, blocks)
+    assert layout.src.itemsize == (2 if source_bits == 16 else 4)
+    assert layout.dst.itemsize == (2 if target_bits == 16 else 4)
+    _gather(layout, x, out)
+    assert (out == x[idx]).all()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+@pytest.mark.parametrize("offset", range(0, 17, 3))
+@pytest.mark.parametrize("entries", [1, 7, 16, 33, 500])
+def test_an_out_at_any_address_is_written_and_nothing_beside_it(
+    dtype: str, offset: int, entries: int
+) -> None:
+    x = np.arange(100).astype(dtype)
+    idx = np.random.default_rng(3).integers(0, 100, entries)
+    whole = _off(entries, dtype, offset)
+    _gather(
+        build_layout(idx, GatherBlocks(100, entries, x.itemsize, 4, 5)),
+        x,
+        whole[offset : offset + entries],
+    )
+    assert (whole[offset : offset + entries] == x[idx]).all()
+    assert (whole[:offset] == -1).all()
+    assert (whole[offset + entries :] == -1).all()
+
+
+def test_a_layout_is_what_its_description_says() -> None:
+    idx = np.array([5, 0, 9, 1, 5, 8, 9, 0, 4, 3], np.int64)
+    layout = build_layout(idx, GatherBlocks(10, 10, 8, 2, 3))
+    blocks = layout.blocks
+    assert (blocks.sources, blocks.targets, layout.padded) == (3, 2, 40)
+    # Cells of target block 0 hold positions 0 to 7; of block 1, positions 8 and 9.
+    assert layout.cell.tolist() == [0, 8, 16, 24, 32, 40, 40]
+    assert layout.edge.tolist() == [0, 24, 40]
+    assert layout.home.tolist() == [0, 24, 8, 32, 16, 40]
+    assert layout.src[:8].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert layout.dst[:8].tolist() == [1, 3, 7, 7, 7, 7, 7, 7]
+    assert layout.src[16:24].tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
+    assert layout.dst[8:16].tolist() == [0, 4, 4, 4, 4, 4, 4, 4]
+    arrays = (layout.src, layout.dst, layout.cell, layout.home, layout.edge)
+    assert layout.nbytes == sum(a.nbytes for a in arrays)
+    assert layout.bins_nbytes == 320
+    assert not any(a.flags.writeable for a in arrays)
+
+
+@pytest.mark.parametrize("skew", [False, True])
+def test_memory_is_announced_before_it_is_taken(skew: bool) -> None:
+    rng = np.random.default_rng(4)
+    idx = rng.integers(0, 1 << 14, 50_000) if not skew else np.zeros(50_000, np.int64)
+    blocks = GatherBlocks(1 << 14, 50_000, 8, 8, 10)
+    counts = make_counts(blocks)
+    count_targets(idx, blocks, counts, 0, blocks.targets)
+    announced = GatherLayout.counted(blocks, counts)
+    built = build_layout(idx, blocks)
+    assert announced.nbytes == built.nbytes
+    assert announced.bins_nbytes == built.bins().nbytes
+    held = built.nbytes + built.bins_nbytes + counts.nbytes
+    assert held <= blocks.most_nbytes
+    if not skew:
+        assert abs(blocks.likely_padded - built.padded) < built.padded / 20
+
+
+@pytest.mark.parametrize("bounds", [(0, 1, 5), (0, 3, 3, 5), (0, 1, 2, 3, 4, 5)])
+def test_parts_of_a_build_make_the_serial_one(bounds: tuple[int, ...]) -> None:
+    idx = np.random.default_rng(6).integers(0, 1000, 5 * 64 - 7)
+    blocks = GatherBlocks(1000, len(idx), 8, 5, 6)
+    serial = build_layout(idx, blocks)
+    counts = make_counts(blocks)
+    parts = list(itertools.pairwise(bounds))
+    for start, stop in reversed(parts):
+        count_targets(idx, blocks, counts, start, stop)
+    layout = GatherLayout.counted(blocks, counts)
+    for start, stop in reversed(parts):
+        fill_targets(idx, layout, start, stop)
+    for name in ("src", "dst", "cell", "home", "edge"):
+        assert (getattr(layout, name) == getattr(serial, name)).all(), name
+
+
+def test_a_part_of_a_build_looks_only_at_its_own_indices() -> None:
+    blocks = GatherBlocks(10, 30, 8, 2, 3)
+    idx = np.full(30, 99)
+    idx[8:16] = 3
+    counts = make_counts(blocks)
+    count_targets(idx, blocks, counts, 1, 2)
+    assert counts.tolist() == [[0, 0, 0], [8, 0, 0], [0, 0, 0], [0, 0, 0]]
+    with pytest.raises(IndexOutOfRangeError) as caught:
+        count_targets(idx, blocks, counts, 2, 4)
+    assert caught.value.position == 16
+
+
+@pytest.mark.parametrize(
+    ("index_dtype", "value"),
+    [
+        ("<i4", -1),
+        ("<i4", 100),
+        ("<i4", -(2**31)),
+        ("<i8", -1),
+        ("<i8", -(2**63)),
+        ("<i8", 2**63 - 1),
+        ("<i8", 2**32),
+        ("<u4", 2**32 - 1),
+        ("<u8", 2**64 - 1),
+        ("<u8", 2**63),
+    ],
+)
+def test_the_first_bad_index_is_named(index_dtype: str, value: int) -> None:
+    for position in (0, 63, 64, 127, 199):
+        idx = np.zeros(200, index_dtype)
+        idx[position:] = value
+        with pytest.raises(IndexOutOfRangeError) as caught:
+            build_layout(idx, GatherBlocks(100, 200, 8, 4, 6))
+        assert (caught.value.position, caught.value.had) == (position, str(value))
+        assert "100" in caught.value.needed
+
+
+def test_an_index_that_changes_after_the_count_leads_nowhere() -> None:
+    rng = np.random.default_rng(7)
+    # 1005 lies in the last source block, but not in x.
+    for value in (-1, 1 << 40, 3, 999, 1005):
+        idx = rng.integers(0, 1000, 640)
+        blocks = GatherBlocks(1000, 640, 8, 4, 5)
+        counts = make_counts(blocks)
+        count_targets(idx, blocks, counts, 0, blocks.targets)
+        layout = GatherLayout.counted(blocks, counts)
+        with pytest.raises(InvalidSpecError, match="written to"):
+            fill_targets(np.full(640, value), layout, 0, blocks.targets)
+    counts = make_counts(blocks)
+    count_targets(np.full(640, 999), blocks, counts, 0, blocks.targets)
+    layout = GatherLayout.counted(blocks, counts)
+    with pytest.raises(InvalidSpecError, match="near position 0"):
+        fill_targets(np.full(640, 1005), layout, 0, blocks.targets)
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "bits"),
+    [
+        (50_000_000, 50_000_000, (16, 16)),
+        (500_000_000, 25_000_000, (18, 16)),
+        (0, 0, (16, 16)),
+        (1, 1, (16, 16)),
+        (1_000_000_000, 100_000, (19, 16)),
+        (1_000_000_000, 10_000, (20, 16)),
+    ],
+)
+def test_blocks_grow_until_cells_are_worth_it(
+    rows: int, entries: int, bits: tuple[int, int]
+) -> None:
+    blocks = GatherBlocks.fitting(rows, entries, 8)
+    assert (blocks.source_bits, blocks.target_bits) == bits
+    assert blocks.sparse == (entries in (1, 10_000))
+
+
+@pytest.mark.parametrize(
+    "change", [{"item_bytes": 2}, {"rows": -1}, {"source_bits": 21}, {"target_bits": -1}]
+)
+def test_impossible_blocks_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(InvalidSpecError):
+        replace(GatherBlocks(10, 10, 8), **change)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    idx = np.arange(100)
+    layout = build_layout(idx, GatherBlocks(100, 100, 8, 4, 5))
+    blocks, bins, x, out = layout.blocks, layout.bins(), np.ones(100), np.full(100, -1.0)
+    bins[:] = 0
+    sealed = out.copy()
+    sealed.flags.writeable = False
+    misplaced = aligned_empty(len(bins) + 1, "u8")[1:]
+    fill, empty = FillBins(blocks), EmptyBins(blocks)
+    for change in (
+        {"x": np.ones(99)},
+        {"x": np.ones(100, "f4")},
+        {"src": layout.src[:-1]},
+        {"src": layout.src.astype(np.uint32)},
+        {"cell": layout.cell[:-1]},
+        {"home": layout.home[:-1]},
+        {"bins": bins[:-8]},
+        {"bins": misplaced},
+        {"x": bins[:100].view("f8")},
+    ):
+        with pytest.raises(InvalidSpecError):
+            fill(_sources(layout, x, bins) | change, 0, blocks.sources)
+    for change in (
+        {"out": out[:-1]},
+        {"out": out.astype("f4")},
+        {"out": sealed},
+        {"dst": layout.dst[:-1]},
+        {"edge": layout.edge[:-1]},
+        {"bins": misplaced},
+        {"lap": scratch(blocks)[:-1]},
+        {"lap": scratch(blocks).view("f8")},
+        {"out": bins[:100].view("f8")},
+    ):
+        with pytest.raises(InvalidSpecError):
+            empty(_targets(layout, bins, out) | change, 0, blocks.targets)
+    for kernel, operands, blocks_there in (
+        (fill, _sources(layout, x, bins), blocks.sources),
+        (empty, _targets(layout, bins, out), blocks.targets),
+    ):
+        for start, stop in ((-1, 1), (2, 1), (0, blocks_there + 1)):
+            with pytest.raises(InvalidSpecError):
+                kernel(operands, start, stop)
+    assert not bins.any()
+    assert (out == -1).all()
+    fill.prepare(_sources(layout, x, bins))
+    empty.prepare(_targets(layout, bins, out))
+    assert not bins.any()
+    assert (out == -1).all()
+
+
+def test_work_is_counted() -> None:
+    idx = np.arange(100)[::-1].copy()
+    layout = build_layout(idx, GatherBlocks(100, 100, 8, 4, 5))
+    blocks, bins, out = layout.blocks, layout.bins(), np.zeros(100)
+    whole = FillBins(blocks)(_sources(layout, np.ones(100), bins), 0, blocks.sources)
+    assert (whole.elements, whole.nbytes) == (layout.padded, 800 + layout.padded * 10)
+    parts = [
+        EmptyBins(blocks)(_targets(layout, bins, out), d, d + 1) for d in range(blocks.targets)
+    ]
+    assert sum(work.elements for work in parts) == 100
+    assert sum(work.nbytes for work in parts) == 800 + layout.padded * 10
+
+
+BOUNDS_CHECKED = """
+import numpy as np
+from hugepool.kernels.binned_layout import GatherBlocks, build_layout
+from hugepool.kernels.binned import EmptyBins, FillBins
+for rows, entries, dtype, bits in ((100, 999, "f8", (3, 4)), (99, 1000, "f4", (4, 7)),
+                                   (1, 1, "f8", (0, 0)), (70000, 70001, "f4", (17, 16))):
+    x = np.arange(rows).astype(dtype)
+    idx = np.random.default_rng(0).integers(0, rows, entries)
+    blocks = GatherBlocks(rows, entries, x.itemsize, *bits)
+    layout = build_layout(idx, blocks)
+    assert (layout.cell[-1], layout.src[-1] < 1 << bits[0]) == (layout.padded, True)
+    # gather_line is not covered by the check, so its reads are looked at here.
+    for s in range(blocks.sources):
+        part = layout.src[layout.cell[s * blocks.targets] : layout.cell[(s + 1) * blocks.targets]]
+        assert not len(part) or (s << bits[0]) + int(part.max()) < rows
+    bins, out = layout.bins(), np.zeros(entries, dtype)
+    FillBins(blocks)({"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home,
+                      "bins": bins}, 0, blocks.sources)
+    EmptyBins(blocks)({"bins": bins, "dst": layout.dst, "edge": layout.edge, "out": out}, 0,
+                      blocks.targets)
+    assert (out == x[idx]).all()
+print("done")
+"""
+
+
+def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-c", BOUNDS_CHECKED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert child.stdout == "done\n", child.stderr
