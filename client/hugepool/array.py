@@ -11,7 +11,13 @@ import numpy as np
 from hugepool.channel import Channel
 from hugepool.lease import Lease
 from hugepool.timings import JobTimings
-from hugepool_common.errors import ArrayBusyError, DetachedError, HugepoolError
+from hugepool_common.errors import (
+    ArrayBusyError,
+    CoordinatorUnreachableError,
+    DetachedError,
+    HugepoolError,
+    RequestTimeoutError,
+)
 from hugepool_common.mapping import Mapping
 from hugepool_common.messages import ArrayInfo, Describe, Described, Destroy, Seal, Sealed
 from hugepool_common.spec import ArraySpec, PageReport
@@ -152,7 +158,11 @@ class SharedObject:
             self._info = self._channel.request(
                 Seal(self.name, self._info.segment.segment_id), Sealed
             ).array
-        except BaseException:
+        except (CoordinatorUnreachableError, RequestTimeoutError):
+            raise
+        except HugepoolError:
+            # A refusal. After anything else, such as Ctrl-C, the seal may have been done:
+            # the mapping stays read-only, and seal() may be called again.
             if was_writable:
                 self._map_again()
             raise

@@ -80,6 +80,7 @@ class Channel:
         self._correlation = 0
         self._waiting: set[int] = set()
         self._replies: dict[int, Reply] = {}
+        self._unwanted: set[int] = set()
         self._notices: deque[Notice] = deque()
         self._abandoned: deque[Message] = deque()
         self._context = zmq.Context()
@@ -148,7 +149,7 @@ class Channel:
             try:
                 self._send(correlation, message)
                 answer = self._wait(correlation, timeout_s, on_notice)
-            except CoordinatorUnreachableError:
+            except (CoordinatorUnreachableError, RequestTimeoutError):
                 raise
             except BaseException:
                 self._give_up(correlation)
@@ -164,7 +165,9 @@ class Channel:
         return answer
 
     def _give_up(self, correlation: int) -> None:
-        """Take back a request whose outcome nobody will hold, even if it succeeds meanwhile."""
+        """Take back a request whose outcome nobody will hold."""
+        # From here on what it grants is given back, even if we are interrupted again.
+        self._unwanted.add(correlation)
         cancel = self._begin()
         self._waiting.add(cancel)
         try:
@@ -174,14 +177,15 @@ class Channel:
             if isinstance(answer, Cancelled) and answer.found:
                 self._wait(correlation, CANCEL_TIMEOUT_S, None)
         except (CoordinatorUnreachableError, RequestTimeoutError):
-            return
+            pass
         finally:
             self._forget(cancel)
-        granted = self._replies.get(correlation)
+
+    def _give_back(self, granted: Reply) -> None:
         if isinstance(granted, ArrayCreated):
-            self._send(self._begin(), Destroy(granted.array.spec.name))
+            self.post_later(Destroy(granted.array.spec.name))
         elif isinstance(granted, Attached):
-            self._send(self._begin(), Detach(granted.lease))
+            self.post_later(Detach(granted.lease))
 
     def check_owner(self, segment: Segment) -> None:
         """Refuse a segment that is no file of the coordinator's own user.
@@ -285,7 +289,10 @@ class Channel:
 
     def _forget(self, correlation: int) -> None:
         self._waiting.discard(correlation)
-        self._replies.pop(correlation, None)
+        answer = self._replies.pop(correlation, None)
+        if answer is not None and correlation in self._unwanted:
+            self._unwanted.discard(correlation)
+            self._give_back(answer)
 
     def _send(self, correlation: int, message: Message) -> None:
         frames = wire.encode(correlation, message)
@@ -334,7 +341,9 @@ class Channel:
                         self._notices.append(message)
                 elif number in self._waiting:
                     self._replies[number] = message
-                # else: the late reply of a request that was given up
+                elif number in self._unwanted:
+                    self._unwanted.discard(number)
+                    self._give_back(message)
             return number, message
         if death in ready:
             raise CoordinatorUnreachableError(

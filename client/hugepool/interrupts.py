@@ -1,4 +1,4 @@
-"""Ctrl-C at the right moment."""
+"""Ctrl-C, and other signals whose handlers raise, at the right moment."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+Handler = Callable[[int, FrameType | None], Any]
+
+_SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM),
+    *(signal.SIGVTALRM, signal.SIGPROF, signal.SIGUSR1, signal.SIGUSR2),
+)
+"""Those that programs give handlers to: time-outs and orderly ends."""
+
 
 class Uninterrupted:
-    """A block that SIGINT does not cut in two: it is handled when the block ends.
+    """A block that no signal cuts in two: Python's handlers run when it ends.
 
     A message of several frames that is half sent, or a reply that is read and not yet
     noted, would leave a session that answers nothing any more. Only for blocks that
@@ -18,22 +26,30 @@ class Uninterrupted:
     """
 
     def __init__(self) -> None:
-        self._handler: Callable[[int, FrameType | None], Any] | None = None
-        self._caught: tuple[int, FrameType | None] | None = None
+        self._handlers: dict[int, Handler] = {}
+        self._caught: list[tuple[int, FrameType | None]] = []
 
     def __enter__(self) -> None:
         # Python runs handlers on the main thread alone, so no other is interrupted.
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler):
-                self._handler = handler
-                signal.signal(signal.SIGINT, self._note)
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._caught = (number, frame)
+        self._caught.append((number, frame))
 
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            if self._caught is not None:
-                self._handler(*self._caught)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._run_caught()
+
+    def _run_caught(self) -> None:
+        if self._caught:
+            number, frame = self._caught.pop(0)
+            try:
+                self._handlers[number](number, frame)
+            finally:
+                self._run_caught()  # one that raises must not swallow the others

@@ -125,6 +125,7 @@ class JobRunner:
         NoWorkersError
             One ended, or took longer than two minutes to start.
         """
+        self._children[:] = [child for child in self._children if child.poll() is None]
         wanted = self._registered() + count
         for number in range(count):
             pinned = () if not cpus else (cpus[number % len(cpus)],)
@@ -138,14 +139,20 @@ class JobRunner:
         self._children.clear()
 
     def _wait_registered(self, wanted: int, started: list[subprocess.Popen[bytes]]) -> None:
+        pids = {child.pid for child in started}
         deadline = time.monotonic() + WORKER_START_TIMEOUT_S
-        while (registered := self._registered()) < wanted:
+        while True:
+            workers = self._channel.request(Stats(), Counted).workers
+            # By pid, for others may end meanwhile; by number, for a coordinator in
+            # another pid namespace knows ours by other pids.
+            if pids <= {worker.pid for worker in workers} or len(workers) >= wanted:
+                return
             ended = [child for child in started if child.poll() is not None]
             if ended or time.monotonic() > deadline:
                 raise NoWorkersError(
                     "a worker process did not start",
                     needed=f"{wanted} registered",
-                    had=f"{registered}"
+                    had=f"{len(workers)}"
                     + (f", one ended with status {ended[0].returncode}" if ended else ""),
                     remedy="look at its message on stderr",
                 )

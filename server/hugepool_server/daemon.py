@@ -81,7 +81,7 @@ class Daemon:
         self.address = paths.address_of(config.runtime_directory)
         with ExitStack() as undo:
             # First of all: a signal from here on must not leave files behind.
-            self._signals = _SignalInbox(signal.SIGTERM, signal.SIGINT)
+            self._signals = _SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
             undo.callback(self._signals.close)
             self._runtime = RuntimeDirectory(
                 config.runtime_directory, mode=config.directory_mode, group=config.group
@@ -421,7 +421,9 @@ class _SignalInbox:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        self._numbers = numbers
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
@@ -432,14 +434,14 @@ class _SignalInbox:
         return [
             signal.Signals(number).name
             for number in self._reader.recv(64)
-            if number in self._old_handlers
+            if number in self._numbers
         ]
 
     def close(self) -> None:
-        """Put the former handlers back."""
+        """Take no more: what comes now must not change the status that we end with."""
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(self._old_wakeup)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
         self._reader.close()
         self._writer.close()
 

@@ -19,7 +19,7 @@ import zmq
 
 import hugepool
 from hugepool_common import wire
-from hugepool_common.messages import Failed, Hello, Stats
+from hugepool_common.messages import ArrayCreated, Cancelled, Failed, Hello, Sealed, Stats
 from support.host import require
 from support.service import Service
 
@@ -530,6 +530,105 @@ def test_ctrl_c_at_any_moment_leaves_a_working_session(service: Service) -> None
         line = client.stdout.readline()
         assert line == "caught\n", client.communicate()
     assert client.stdout.readline() == "['x', 'y']\n"
+
+
+def test_a_time_out_signal_at_any_moment_leaves_a_working_session(service: Service) -> None:
+    service.start()
+    done = service.run(
+        "import signal, hugepool\n"
+        "class Alarm(Exception): pass\n"
+        "armed = False\n"
+        "def ring(*_):\n"
+        "    global armed\n"
+        "    if armed:\n"
+        "        armed = False\n"
+        "        raise Alarm\n"
+        "signal.signal(signal.SIGALRM, ring)\n"
+        "pool = hugepool.connect()\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.003, 0.0031)\n"
+        "for rung in range(150):\n"
+        "    try:\n"
+        "        armed = True\n"
+        "        while True: pool.stats()\n"
+        "    except Alarm: pass\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print(pool.stats().sessions)\n"
+    )
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+def test_an_interrupted_seal_leaves_no_writable_mapping(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        x = pool.create("x", 1000)
+        x.array[:] = 1
+        decode = wire.decode_from_coordinator
+
+        def interrupted(frames: list[bytes]) -> object:
+            correlation, message = decode(frames)
+            if isinstance(message, Sealed):
+                signal.raise_signal(signal.SIGINT)
+            return correlation, message
+
+        monkeypatch.setattr(wire, "decode_from_coordinator", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            x.seal()
+        monkeypatch.undo()
+        assert not x.writable
+        assert not x.array.flags.writeable
+        assert pool.attach("x").sealed
+        assert x.seal().sealed
+
+
+def test_an_array_granted_to_an_interrupted_call_is_given_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        decode = wire.decode_from_coordinator
+
+        def interrupted(frames: list[bytes]) -> object:
+            correlation, message = decode(frames)
+            if isinstance(message, (ArrayCreated, Cancelled)):
+                signal.raise_signal(signal.SIGINT)  # and once more while it is given up
+            return correlation, message
+
+        monkeypatch.setattr(wire, "decode_from_coordinator", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.create("x", 1000)
+        monkeypatch.undo()
+        assert names(pool) == []
+
+
+def test_a_worker_s_death_does_not_keep_others_from_starting(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.start_workers(2)
+        first = pool.stats().workers[0].pid
+        killer = service.spawn(
+            *(sys.executable, "-c"),
+            f"import os, time; time.sleep(0.15); os.kill({first}, 9)",
+        )
+        pool.start_workers(1)
+        assert killer.wait(20) == 0
+        wait_for(lambda: len(pool.stats().workers) == 2)
+        pool.start_workers(1)
+        assert not _runs(first)
+        assert not os.path.exists(f"/proc/{first}"), "a zombie was kept"
+
+
+def test_a_closed_terminal_leaves_no_file(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        x = pool.put("x", np.arange(500_000.0))
+        assert service.process is not None
+        for _ in range(5):
+            service.process.send_signal(signal.SIGHUP)
+        assert service.process.wait(20) == 0
+    assert not service.directory.exists()
+    assert not segment_directory(x).exists()
 
 
 def test_nothing_is_imported_from_the_working_directory(service: Service, tmp_path: Path) -> None:
