@@ -13,7 +13,6 @@ import queue
 import resource
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -42,6 +41,7 @@ from hugepool_server.config import Config
 from hugepool_server.coordinator import Coordinator
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.runtime import RuntimeDirectory
+from hugepool_server.signals import SignalInbox
 
 log = logging.getLogger("hugepoold")
 
@@ -81,7 +81,7 @@ class Daemon:
         self.address = paths.address_of(config.runtime_directory)
         with ExitStack() as undo:
             # First of all: a signal from here on must not leave files behind.
-            self._signals = _SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            self._signals = SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
             undo.callback(self._signals.close)
             self._runtime = RuntimeDirectory(
                 config.runtime_directory, mode=config.directory_mode, group=config.group
@@ -411,39 +411,6 @@ class Daemon:
             self._post(events.SealRefused(effect.token, Failed.from_error(error)))
         else:
             self._post(events.SegmentSealed(effect.token, effect.segment))
-
-
-class _SignalInbox:
-    """Signals as something to poll: their names can be read once they arrived."""
-
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._numbers = numbers
-        for number in numbers:
-            signal.signal(number, lambda *_: None)
-
-    def fileno(self) -> int:
-        """Readable when a signal has come."""
-        return self._reader.fileno()
-
-    def read(self) -> list[str]:
-        """Names of the signals that have come."""
-        return [
-            signal.Signals(number).name
-            for number in self._reader.recv(64)
-            if number in self._numbers
-        ]
-
-    def close(self) -> None:
-        """Take no more: what comes now must not change the status that we end with."""
-        for number in self._numbers:
-            signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(self._old_wakeup)
-        self._reader.close()
-        self._writer.close()
 
 
 def _identity(frame: zmq.Frame) -> events.Identity | None:

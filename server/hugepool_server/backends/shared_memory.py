@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from abc import abstractmethod
 from dataclasses import replace
 
 from hugepool_common import linux
@@ -29,9 +30,9 @@ _SYSFS = "/sys/kernel/mm/transparent_hugepage"
 class SharedMemoryBackend(Backend):
     """A file on tmpfs."""
 
+    @abstractmethod
     def candidates(self, host: Host) -> list[TmpfsMount]:
         """The mounts that this rung may use, best first."""
-        raise NotImplementedError
 
     def place(self, host: Host, length: int) -> TmpfsMount:
         """See :meth:`Backend.place`."""
