@@ -7,7 +7,6 @@ says when a segment was destroyed and must be let go.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import re
@@ -16,53 +15,32 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from hugepool import kernels
 from hugepool.channel import Channel
 from hugepool.counters import TlbCounter
-from hugepool_common import linux
+from hugepool.operands import HeldOperands
 from hugepool_common.errors import (
-    ArrayBusyError,
     CoordinatorUnreachableError,
     HugepoolError,
     InvalidSpecError,
     JobFailedError,
 )
-from hugepool_common.mapping import Mapping
 from hugepool_common.messages import (
     CoordinatorStopping,
     DropSegment,
     Failed,
     PartDone,
     PartFailed,
-    PartOperand,
     RegisterWorker,
     RunPart,
     Timing,
-    View,
     WorkerRegistered,
 )
 
 log = logging.getLogger("hugepool.worker")
 
 _CPU_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
-
-
-@dataclass(slots=True)
-class _Held:
-    """An operand as this worker has it: its ndarrays, and what of them is huge."""
-
-    operand: Any
-    mapped_bytes: int
-    huge_bytes: int
-    mapping: Mapping | None = None
-    copies: dict[str, np.ndarray[Any, Any]] | None = None
-    stale: bool = False
-    """Whether what was copied may have changed since."""
 
 
 class Worker:
@@ -92,7 +70,7 @@ class Worker:
             os.sched_setaffinity(0, cpus)
         self._channel = Channel(address, client="worker")
         self._tlb = TlbCounter()
-        self._held: dict[tuple[int, bool, View], _Held] = {}
+        self._operands = HeldOperands(self._channel.check_owner)
         self._parent_fd = -1 if parent_pid is None else os.pidfd_open(parent_pid)
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.number = self._channel.request(RegisterWorker(tuple(cpus)), WorkerRegistered).worker
@@ -117,7 +95,7 @@ class Worker:
                     case RunPart():
                         self._channel.post(self._done(notice))
                     case DropSegment():
-                        self._drop(notice.segment_id)
+                        self._operands.drop(notice.segment_id)
                     case CoordinatorStopping():
                         return True
                     case None if select.select(watch, [], [], 0)[0]:
@@ -131,7 +109,7 @@ class Worker:
     def close(self) -> None:
         """Leave: the coordinator hands our part, if any, to another worker."""
         self._channel.close()
-        self._held.clear()
+        self._operands.clear()
 
     def _done(self, part: RunPart) -> PartDone | PartFailed:
         try:
@@ -149,7 +127,7 @@ class Worker:
 
     def _timed(self, part: RunPart) -> Timing:
         kernel = kernels.resolve(part.kernel, part.implementation)
-        held = {operand.role: self._hold(operand) for operand in part.operands}
+        held = {operand.role: self._operands.hold(operand) for operand in part.operands}
         operands = {role: one.operand for role, one in held.items()}
         kernel.prepare(operands)  # compiling is no part of the run
         with self._tlb:
@@ -177,85 +155,6 @@ class Worker:
             tlb_misses=self._tlb.misses,
             tlb_note=self._tlb.note,
         )
-
-    # Operands -----------------------------------------------------------------
-
-    def _hold(self, operand: PartOperand) -> _Held:
-        key = (operand.segment.segment_id, operand.writable, operand.view)
-        held = self._held.get(key)
-        if held is None:
-            self._channel.check_owner(operand.segment)
-            held = self._held[key] = _take(operand)
-        elif held.stale and held.copies is not None:
-            _copy_again(operand, held.copies)
-        held.stale = not operand.sealed
-        return held
-
-    @staticmethod
-    def _unmap(mapping: Mapping) -> None:
-        try:
-            mapping.close()
-        except ArrayBusyError:
-            # An error that is part of a reference cycle keeps the kernel's frames, and
-            # so its arrays, until the collector comes by.
-            gc.collect()
-            try:
-                mapping.close()
-            except ArrayBusyError as error:
-                log.warning("a destroyed array stays mapped until its last view goes: %s", error)
-
-    def _drop(self, segment_id: int) -> None:
-        for key in [key for key in self._held if key[0] == segment_id]:
-            held = self._held.pop(key)
-            held.operand = held.copies = None
-            if held.mapping is not None:
-                self._unmap(held.mapping)
-
-
-def _take(operand: PartOperand) -> _Held:
-    mapping = Mapping.open(
-        operand.segment, writable=operand.writable, private=operand.view == "private"
-    )
-    arrays = {part.role: mapping.array(part) for part in operand.spec.parts}
-    if operand.view != "heap":
-        report = mapping.report(operand.segment.backing, operand.segment.page_size)
-        return _Held(_operand(operand, arrays), mapping.length, report.huge_bytes, mapping)
-    copies = {role: np.array(array) for role, array in arrays.items()}
-    arrays.clear()
-    mapping.close()
-    return _Held(
-        _operand(operand, copies),
-        sum(copy.nbytes for copy in copies.values()),
-        sum(_huge_bytes_of(copy) for copy in copies.values()),
-        copies=copies,
-    )
-
-
-def _copy_again(operand: PartOperand, copies: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Bring a heap copy up to date in place, in the pages that it has."""
-    with Mapping.open(operand.segment) as mapping:
-        for part in operand.spec.parts:
-            np.copyto(copies[part.role], mapping.array(part))
-
-
-def _operand(operand: PartOperand, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    if operand.spec.kind == "array":
-        return arrays["array"]
-    rows, columns = operand.spec.shape
-    return kernels.CsrArrays(arrays["indptr"], arrays["indices"], arrays["data"], (rows, columns))
-
-
-def _huge_bytes_of(array: np.ndarray[Any, Any]) -> int:
-    """Bytes of a heap array that transparent huge pages map, by whole base pages inside it."""
-    page = os.sysconf("SC_PAGESIZE")
-    start = -(-array.ctypes.data // page) * page
-    stop = (array.ctypes.data + array.nbytes) // page * page
-    if stop <= start:
-        return 0
-    try:
-        return linux.scan_huge(start, stop - start)[0]
-    except OSError:  # kernel before 6.7; smaps tells of whole VMAs, so it may not say
-        return linux.read_smaps(start, stop - start)[0]
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:

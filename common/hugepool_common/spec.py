@@ -19,7 +19,7 @@ from hugepool_common.units import page_size_name, round_up
 
 HugePages = Literal["try", "on", "off"]
 PageSize = Literal["auto", "4K", "2M", "1G"]
-Kind = Literal["array", "csr"]
+Kind = Literal["array", "csr", "plan"]
 
 ITEM_SIZES: dict[str, int] = {
     "|b1": 1,
@@ -49,7 +49,11 @@ MAX_EXTENT = 1 << 48
 PART_ALIGNMENT = 4096
 """Every part of an object starts at a multiple of this many bytes in its segment."""
 
+MAX_MEMBERS = 12
+"""Most arrays in one plan."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ROLE = re.compile(r"[a-z][a-z0-9_]{0,15}")
 
 
 def check_name(name: object) -> str:
@@ -163,7 +167,10 @@ def _shown(value: object) -> str:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One ndarray inside a segment: ``array``, or ``indptr``, ``indices``, ``data`` of a matrix."""
+    """One ndarray inside a segment.
+
+    Its role is ``array``; ``indptr``, ``indices`` or ``data`` of a matrix; or a member's of a plan.
+    """
 
     role: str
     dtype: str
@@ -181,6 +188,26 @@ class Part(msgspec.Struct, frozen=True):
         return self.count * ITEM_SIZES[self.dtype]
 
 
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A 1-D array of a plan: its role, dtype code and number of elements."""
+
+    role: str
+    dtype: str
+    count: int
+
+    def check(self) -> None:
+        """Refuse a member that cannot be.
+
+        Raises
+        ------
+        InvalidSpecError
+            Its role is no short lower-case word, or no array can have its dtype and length.
+        """
+        if not _ROLE.fullmatch(self.role):
+            raise InvalidSpecError(f"{_shown(self.role)} is not a role")
+        check_shape((self.count,), ITEM_SIZES[check_dtype(self.dtype)])
+
+
 class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Description of a named object, from which its layout follows on every side alike.
 
@@ -189,16 +216,21 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name
         See :func:`check_name`.
     shape
-        Of the array, or ``(rows, columns)`` of a matrix.
+        Of the array, or ``(rows, columns)`` of a matrix or of what a plan was made from.
     dtype
-        Of the elements, or of a matrix's ``data``.
+        Of the elements, or of a matrix's ``data``, or of what a plan computes.
     kind
-        ``array``, or ``csr`` for a compressed-sparse-row matrix of three parts in one segment.
+        ``array``, ``csr`` for a compressed-sparse-row matrix of three parts in one
+        segment, or ``plan`` for an analysed index or matrix.
     nnz
-        Stored entries of a matrix; 0 for arrays.
+        Stored entries of a matrix; 0 for arrays and plans.
     index_dtype
-        Of ``indptr`` and ``indices``; empty for arrays. One dtype for both,
+        Of ``indptr`` and ``indices``; empty for arrays and plans. One dtype for both,
         because SciPy copies a matrix whose two differ.
+    members
+        The arrays of a plan; empty for others.
+    made_of
+        Number of the segment that a plan was made from and goes with; 0 for none.
     """
 
     name: str
@@ -207,6 +239,8 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Kind = "array"
     nnz: int = 0
     index_dtype: str = ""
+    members: tuple[Member, ...] = ()
+    made_of: int = 0
 
     def checked(self) -> ArraySpec:
         """Return self if such an object can exist.
@@ -218,10 +252,15 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         check_name(self.name)
         item_size = ITEM_SIZES[check_dtype(self.dtype)]
+        if self.kind != "csr" and (self.nnz or self.index_dtype):
+            raise InvalidSpecError("only a matrix has nnz and an index dtype")
+        if self.kind == "plan":
+            self._check_plan()
+            return self
+        if self.members or self.made_of:
+            raise InvalidSpecError("only a plan has members")
         if self.kind == "array":
             check_shape(self.shape, item_size)
-            if self.nnz or self.index_dtype:
-                raise InvalidSpecError("a dense array has no nnz and no index dtype")
             return self
         check_shape(self.shape, 0)  # the product of the extents takes no memory
         if len(self.shape) != 2:
@@ -242,6 +281,18 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         return self
 
+    def _check_plan(self) -> None:
+        check_shape(self.shape, 0)
+        if not 1 <= len(self.members) <= MAX_MEMBERS or not 0 <= self.made_of < 1 << 63:
+            raise InvalidSpecError(
+                "no such plan", needed=f"1 to {MAX_MEMBERS} members", had=str(len(self.members))
+            )
+        for member in self.members:
+            member.check()
+        if len({member.role for member in self.members}) < len(self.members):
+            raise InvalidSpecError("two members of a plan have one role")
+        check_shape((self.nbytes,), 1)
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """The ndarrays of the object with their byte offsets in the segment."""
@@ -249,11 +300,12 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return (Part("array", self.dtype, self.shape, 0),)
         placed: list[Part] = []
         offset = 0
-        for role, dtype, count in (
+        members = [(member.role, member.dtype, member.count) for member in self.members] or [
             ("indptr", self.index_dtype, self.shape[0] + 1),
             ("indices", self.index_dtype, self.nnz),
             ("data", self.dtype, self.nnz),
-        ):
+        ]
+        for role, dtype, count in members:
             part = Part(role, dtype, (count,), offset)
             placed.append(part)
             offset = round_up(offset + part.nbytes, PART_ALIGNMENT)

@@ -164,10 +164,18 @@ class ArrayRequests:
             self._state.notify(session, DropSegment(found.segment_id))
 
     def settle(self) -> None:
-        """After every event: an array that its creator left unsealed goes with its last user."""
+        """After every event: what its creator left unsealed, or lost its matrix, goes."""
         for found in self._state.registry.orphans:
             writers = self._state.leases.writers(found.segment_id)
             if not writers and not self._state.jobs.uses(found.segment_id):
+                self.remove(found)
+        # Again, for a plan may be made of a plan.
+        while lost := [
+            found
+            for found in self._state.registry.bereft
+            if not self._state.jobs.uses(found.segment_id)
+        ]:
+            for found in lost:
                 self.remove(found)
 
     # Ends of slow acts --------------------------------------------------------

@@ -230,6 +230,18 @@ class Registry:
             if found.owner is None and found.state is ArrayState.READY
         ]
 
+    @property
+    def bereft(self) -> list[NamedObject]:
+        """Plans that wait for nothing, and whose matrix is gone."""
+        alive = {found.segment_id for found in self._objects.values()}
+        return [
+            found
+            for found in self._objects.values()
+            if found.spec.made_of
+            and found.spec.made_of not in alive
+            and found.state in (ArrayState.READY, ArrayState.SEALED)
+        ]
+
     def find(self, name: str, segment_id: int = 0) -> NamedObject:
         """The published object of this name.
 
@@ -289,6 +301,8 @@ class Registry:
             No such object can exist.
         ArrayExistsError
             The name is taken.
+        SegmentChangedError
+            The matrix that the plan was made from is gone.
         NotEnoughMemoryError
             A limit of the coordinator is reached.
         """
@@ -299,6 +313,10 @@ class Registry:
                 where=spec.name,
                 had=f"an array of pid {self._objects[spec.name].creator.pid}",
                 remedy="attach it, destroy it, or choose another name",
+            )
+        if spec.made_of and all(spec.made_of != found.segment_id for found in self.published):
+            raise SegmentChangedError(
+                "the matrix of this plan is gone", where=spec.name, remedy="plan anew"
             )
         self._check_room(spec)
         self._last_segment += 1

@@ -52,7 +52,21 @@ class CsrArrays:
         return len(self.indices)
 
 
-Operand: TypeAlias = "Array | CsrArrays"
+@dataclass(frozen=True, slots=True)
+class PlanArrays:
+    """A plan as the arrays of its segment.
+
+    Parameters
+    ----------
+    arrays
+        1-D, by role. One of them is ``head``, int64, shape (32,): the plan's numbers, of
+        which the first says what form of plan it is.
+    """
+
+    arrays: Mapping[str, Array]
+
+
+Operand: TypeAlias = "Array | CsrArrays | PlanArrays"
 Operands: TypeAlias = Mapping[str, Operand]
 
 
@@ -73,6 +87,29 @@ class Work:
     elements: int
     nnz: int
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A compiled loop with everything but a row range: checked once, called many times.
+
+    Parameters
+    ----------
+    loop
+        The :class:`~hugepool.kernels.compiler.CompiledLoop`.
+    arguments
+        Contiguous ndarrays and ints, all but ``row_start`` and ``row_stop``, which come last.
+    rows
+        Ranges lie in ``[0, rows)``.
+    succeeded
+        What the loop returns when all went well, or the first of what it returns; None
+        for a loop that returns nothing.
+    """
+
+    loop: Any
+    arguments: tuple[Any, ...]
+    rows: int
+    succeeded: int | None = None
 
 
 class Kernel(Protocol):

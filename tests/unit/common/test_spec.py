@@ -13,6 +13,7 @@ from hugepool_common.spec import (
     ITEM_SIZES,
     ArraySpec,
     Fall,
+    Member,
     PageReport,
     check_dtype,
     check_name,
@@ -73,6 +74,10 @@ def test_shapes_that_are_refused(shape: object) -> None:
         check_shape(shape, 8)
 
 
+def many_members(number: int, count: int = 1) -> tuple[Member, ...]:
+    return tuple(Member(f"m{k}", "|u1", count) for k in range(number))
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -84,6 +89,18 @@ def test_shapes_that_are_refused(shape: object) -> None:
         ArraySpec("A", (2, 2), "<f8", "array", 1),
         ArraySpec("A", (2, 2), "<f8", "array", 0, "<i4"),
         ArraySpec("a/b", (2, 2), "<f8"),
+        ArraySpec("A", (2, 2), "<f8", members=(Member("head", "<i8", 1),)),
+        ArraySpec("A", (2, 2), "<f8", "csr", 1, "<i4", made_of=1),
+        ArraySpec("P", (2, 2), "<f8", "plan"),
+        ArraySpec("P", (2, 2), "<f8", "plan", 1, members=(Member("head", "<i8", 1),)),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("head", "<i8", 1),), made_of=-1),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("head", "<i8", 1),) * 2),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("head", "<i8", -1),)),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("head", "O", 1),)),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("../x", "<i8", 1),)),
+        ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("x" * 17, "<i8", 1),)),
+        ArraySpec("P", (2,), "<f8", "plan", members=many_members(13)),
+        ArraySpec("P", (2,), "<f8", "plan", members=many_members(9, 1 << 45)),
     ],
 )
 def test_specs_that_contradict_themselves(spec: ArraySpec) -> None:
@@ -105,6 +122,22 @@ def test_parts_of_a_matrix_neither_overlap_nor_leave_the_segment(
     spec.checked()
     end = 0
     for part in spec.parts:
+        assert part.offset % 4096 == 0
+        assert part.offset >= end
+        end = part.offset + part.nbytes
+    assert end == spec.nbytes
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(ITEM_SIZES)), st.integers(0, 10**9)), max_size=12))
+def test_members_of_a_plan_neither_overlap_nor_leave_the_segment(
+    members: list[tuple[str, int]],
+) -> None:
+    head = Member("head", "<i8", 32)
+    others = [Member(f"m{k}", dtype, count) for k, (dtype, count) in enumerate(members[:11])]
+    spec = ArraySpec("P", (3, 4), "<f8", "plan", members=(head, *others), made_of=7).checked()
+    end = 0
+    for part, member in zip(spec.parts, spec.members, strict=True):
+        assert (part.role, part.dtype, part.shape) == (member.role, member.dtype, (member.count,))
         assert part.offset % 4096 == 0
         assert part.offset >= end
         end = part.offset + part.nbytes

@@ -49,7 +49,7 @@ from hugepool_common.messages import (
     Welcome,
     WorkerRegistered,
 )
-from hugepool_common.spec import ArraySpec
+from hugepool_common.spec import MAX_MEMBERS, ArraySpec, Member
 from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.events import (
     CancelSegment,
@@ -640,14 +640,65 @@ def test_a_creators_own_job_keeps_nothing(bench: Bench) -> None:
     assert worker.reply(worker.done(worker.part()), PartAccepted).stale
 
 
+# Plans ------------------------------------------------------------------------
+
+
+def plan_spec(name: str, made_of: int = 0) -> ArraySpec:
+    return ArraySpec(
+        name, (9, 9), "<f8", "plan", members=(Member("head", "<i8", 32),), made_of=made_of
+    )
+
+
+def test_a_plan_goes_with_what_it_was_made_of(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    client.sealed("A")
+    client.sealed("B")
+    client.ask(CreateArray(plan_spec("P", 1)))
+    bench.finish_making("P")
+    client.ask(CreateArray(plan_spec("P.binned", 3)))
+    bench.finish_making("P.binned")
+    client.ask(CreateArray(plan_spec("Q", 2)))
+    bench.finish_making("Q")
+    job = client.submit(("plan", "P.binned"), rows=(0, 1))
+    client.call(Destroy("A"), Destroyed)
+    assert bench.unlinked == [1, 3], "what a job uses stays until the job's end"
+    worker.done(worker.part())
+    client.reply(job, JobDone)
+    assert bench.unlinked == [1, 3, 4]
+    client.call(Destroy("Q"), Destroyed)
+
+
+def test_a_plan_that_was_being_made_goes_too(bench: Bench) -> None:
+    client = bench.client()
+    client.sealed("A")
+    made = client.ask(CreateArray(plan_spec("P", 1)))
+    client.call(Destroy("A"), Destroyed)
+    bench.finish_making("P")
+    client.reply(made, ArrayCreated)
+    assert bench.unlinked == [1, 2]
+
+
+def test_no_plan_is_made_of_what_is_gone(bench: Bench) -> None:
+    client = bench.client()
+    client.sealed("A")
+    client.call(Destroy("A"), Destroyed)
+    client.refused(CreateArray(plan_spec("P", 1)), ErrorCode.SEGMENT_CHANGED)
+    client.refused(CreateArray(plan_spec("P", 2)), ErrorCode.SEGMENT_CHANGED)
+
+
 # Listing and counting ---------------------------------------------------------
 
 
 def test_list_is_paged_and_fits_a_frame(bench: Bench) -> None:
     client = bench.client()
     names = [f"{'n' * 120}{number:03}" for number in range(70)]
-    for name in reversed(names):
-        client.create(name)
+    members = tuple(Member(f"{'r' * 14}{k:02}", "<i8", 1 << 33) for k in range(MAX_MEMBERS))
+    for number, name in enumerate(reversed(names)):
+        if number % 3:
+            client.ask(CreateArray(ArraySpec(name, (1 << 40,) * 2, "<f8", "plan", members=members)))
+            bench.finish_making(name)
+        else:
+            client.create(name)
     told: list[str] = []
     more = True
     while more:
