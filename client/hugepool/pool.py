@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import operator
 import os
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from hugepool import partition
-from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
 from hugepool.jobs import JobRunner
-from hugepool.matrix import SharedMatrix
-from hugepool.store import ArrayStore
-from hugepool.timings import JobTimings
-from hugepool_common.errors import ArrayNotFoundError, InvalidSpecError
+from hugepool.planning import Planning
 from hugepool_common.messages import (
     Counted,
     ReportTiming,
@@ -33,14 +23,11 @@ from hugepool_common.messages import (
     Stats,
     Timing,
     TimingReported,
-    View,
 )
-from hugepool_common.spec import ArraySpec, HugePages, PageSize, check_label
-
-_INDEX_CODES = ("<i4", "<i8", "<u4", "<u8")
+from hugepool_common.spec import HugePages, PageSize, check_label
 
 
-class Pool(ArrayStore):
+class Pool(Planning):
     """A session with a coordinator. Made by :func:`hugepool.connect`; a context manager.
 
     Parameters
@@ -70,8 +57,6 @@ class Pool(ArrayStore):
         page_size: PageSize = "auto",
     ) -> None:
         super().__init__(channel, huge_pages, page_size)
-        self._jobs = JobRunner(channel)
-        self._temporary = itertools.count(1)
         self._finalizer = weakref.finalize(
             self, _end, os.getpid(), channel, self._jobs, coordinator
         )
@@ -115,140 +100,6 @@ class Pool(ArrayStore):
         """Ask the coordinator to drain and end; its arrays go with it."""
         self._channel.request(Shutdown(), ShuttingDown)
 
-    # Computing ----------------------------------------------------------------
-
-    def start_workers(self, count: int, cpus: Sequence[int] | None = None) -> None:
-        """Start worker processes that end with this pool; see :meth:`JobRunner.start`."""
-        self._jobs.start(count, cpus)
-
-    def run(
-        self,
-        kernel: str,
-        operands: Mapping[str, SharedObject | str],
-        rows: Sequence[int],
-        *,
-        implementation: str = "auto",
-        writes: Collection[str] = ("out",),
-        views: Mapping[str, View] | None = None,
-    ) -> JobTimings:
-        """Run any kernel over a partition of rows; see :meth:`JobRunner.run`."""
-        return self._jobs.run(
-            kernel, operands, rows, implementation=implementation, writes=writes, views=views
-        )
-
-    def gather(
-        self,
-        x: SharedArray | str,
-        idx: SharedArray | npt.ArrayLike,
-        out: SharedArray | str | None = None,
-        *,
-        workers: int | None = None,
-        implementation: str = "auto",
-    ) -> SharedArray:
-        """``out[...] = x[idx]`` on worker processes.
-
-        Parameters
-        ----------
-        x
-            Handle or name of an array of at least one axis; rows are taken along the first.
-        idx
-            Integers ``0 <= i < len(x)``: a handle, a name, or anything that NumPy makes an
-            array of, which is shared for the call.
-        out
-            Handle or name of the result, of shape ``idx.shape + x.shape[1:]`` and x's
-            dtype; made when there is none of that name. With None the result has a
-            name of its own and is destroyed with its last handle.
-        workers
-            How many; missing ones are started. Default: all that are registered.
-
-        Returns
-        -------
-        SharedArray
-            The result, with ``timings``.
-
-        Raises
-        ------
-        IndexOutOfRangeError
-            Names the first bad position; `out` may hold results before it.
-        """
-        count = self._jobs.worker_count(workers)
-        x_spec = self._spec(x)
-        with self._shared(_as_indices(idx), "idx") as (shared_idx, idx_spec):
-            if not x_spec.shape or np.dtype(idx_spec.dtype).kind not in "iu":
-                raise InvalidSpecError(
-                    "gather takes an array of one axis or more and integer indices",
-                    had=f"x {x_spec.shape} {x_spec.dtype}, idx {idx_spec.dtype}",
-                )
-            shape = idx_spec.shape + x_spec.shape[1:]
-            rows = partition.by_rows(math.prod(idx_spec.shape), count)
-            with self._output(out, shape, x_spec.dtype, (x_spec, idx_spec)) as result:
-                operands = {"x": x, "idx": shared_idx, "out": result}
-                result.timings = self._jobs.run(
-                    "gather", operands, rows, implementation=implementation
-                )
-                return result
-
-    def matvec(
-        self,
-        A: SharedMatrix | str,
-        x: SharedArray | str | np.ndarray[Any, Any],
-        out: SharedArray | str | None = None,
-        *,
-        workers: int | None = None,
-        implementation: str = "auto",
-    ) -> SharedArray:
-        """``out[:] = A @ x`` on worker processes, rows split so that each has equally many entries.
-
-        Parameters
-        ----------
-        A
-            Handle or name of a CSR matrix.
-        x
-            Vector of ``A.shape[1]`` elements; an ndarray is shared for the call.
-        out
-            Handle or name of the result, ``A.shape[0]`` elements of the common dtype of
-            A and x; made when there is none of that name. With None the result has a
-            name of its own and is destroyed with its last handle.
-        workers
-            How many; missing ones are started. Default: all that are registered.
-
-        Returns
-        -------
-        SharedArray
-            The result, with ``timings``.
-
-        Raises
-        ------
-        InvalidSpecError
-            Shapes or dtypes do not fit.
-        InvalidMatrixError, IndexOutOfRangeError
-            The matrix contradicts itself.
-        """
-        count = self._jobs.worker_count(workers)
-        matrix = self.attach(A) if isinstance(A, str) else A
-        if not isinstance(matrix, SharedMatrix):
-            raise InvalidSpecError(
-                "A is no shared matrix",
-                needed="a SharedMatrix or its name",
-                had=repr(matrix)[:80],
-                remedy="share a SciPy matrix with pool.put first",
-            )
-        with self._shared(x, "x") as (shared_x, x_spec):
-            if x_spec.shape != (matrix.shape[1],):
-                raise InvalidSpecError(
-                    "x does not fit the matrix",
-                    needed=f"({matrix.shape[1]},)",
-                    had=f"{x_spec.shape}",
-                )
-            dtype = np.result_type(matrix.dtype, np.dtype(x_spec.dtype)).str
-            rows = partition.by_nnz(matrix.indptr, count)
-            with self._output(out, matrix.shape[:1], dtype, (matrix.spec, x_spec)) as result:
-                operands = {"A": matrix, "x": shared_x, "out": result}
-                result.timings = self._jobs.run(
-                    "matvec", operands, rows, implementation=implementation
-                )
-                return result
-
     @contextmanager
     def timed(self, label: str, items: int = 0) -> Iterator[None]:
         """Report the time of a block to the coordinator.
@@ -276,94 +127,6 @@ class Pool(ArrayStore):
             ),
             TimingReported,
         )
-
-    # Within -------------------------------------------------------------------
-
-    def _spec(self, operand: SharedObject | str) -> ArraySpec:
-        if isinstance(operand, SharedObject):
-            return operand.spec
-        if not isinstance(operand, str):
-            raise InvalidSpecError(
-                "the operand is neither a handle nor a name",
-                had=type(operand).__name__,
-                remedy="share it with pool.put first",
-            )
-        return self.describe(operand).array.spec
-
-    @contextmanager
-    def _shared(
-        self, operand: SharedArray | str | np.ndarray[Any, Any], role: str
-    ) -> Iterator[tuple[SharedArray | str, ArraySpec]]:
-        """An operand and its spec; a plain ndarray is shared for as long as this lasts."""
-        if isinstance(operand, (str, SharedObject)):
-            yield operand, self._spec(operand)
-            return
-        shared = self.put(self._temporary_name(role), operand)
-        try:
-            yield shared, shared.spec
-        finally:
-            shared.detach()
-            self.destroy(shared.name)
-
-    def _temporary_name(self, role: str) -> str:
-        return f"{role}-{os.getpid()}-{self._channel.welcome.session}-{next(self._temporary)}"
-
-    @contextmanager
-    def _output(
-        self,
-        out: SharedArray | str | None,
-        shape: tuple[int, ...],
-        dtype: str,
-        inputs: tuple[ArraySpec, ...],
-    ) -> Iterator[SharedArray]:
-        """The array to write; one that is made here is removed again if the job fails."""
-        made = None
-        if isinstance(out, SharedArray):
-            result = out
-        elif out is None:
-            result = made = self.create(self._temporary_name("out"), shape, dtype)
-            result.destroy_with_handle()
-        elif isinstance(out, str):
-            try:
-                result = self.attach(out, readonly=False)
-            except ArrayNotFoundError:
-                result = made = self.create(out, shape, dtype)
-        else:
-            raise InvalidSpecError(
-                "out is neither a handle nor a name",
-                had=type(out).__name__,
-                remedy="make it with pool.create, or give a name",
-            )
-        if result.name in [spec.name for spec in inputs]:
-            raise InvalidSpecError("the output may not be an input too", where=result.name)
-        if result.spec.kind != "array" or (result.shape, result.spec.dtype) != (shape, dtype):
-            raise InvalidSpecError(
-                "the output array does not fit",
-                needed=f"{shape} {dtype}",
-                had=f"{result.shape} {result.spec.dtype}",
-                where=result.name,
-            )
-        try:
-            yield result
-        except BaseException:
-            if made is not None and out is not None:
-                self.destroy(made.name)
-            raise
-
-
-def _as_indices(idx: Any) -> Any:
-    """Indices as kernels take them; handles and names stay as they are.
-
-    NumPy indexes with every integer dtype in either byte order, and with ``[]``.
-    """
-    if isinstance(idx, (str, SharedObject)):
-        return idx
-    array = np.asarray(idx)
-    if array.size == 0 and array.dtype == np.float64 and not isinstance(idx, np.ndarray):
-        return array.astype(np.int64)
-    if array.dtype.kind in "iu" and array.dtype.str not in _INDEX_CODES:
-        return array.astype(np.int64)
-    return array
 
 
 def _end(

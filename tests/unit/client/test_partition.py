@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hugepool.partition import ROW_COST, by_nnz, by_rows
+from hugepool.partition import ROW_COST, by_nnz, by_rows, excess, merge_path
 from hugepool_common.errors import InvalidMatrixError, InvalidSpecError
 
 
@@ -79,3 +79,41 @@ def test_what_is_no_indptr_is_refused() -> None:
     for wrong in (np.zeros(0, np.int32), np.zeros((2, 2), np.int32), np.zeros(3)):
         with pytest.raises(InvalidMatrixError):
             by_nnz(wrong, 2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts", "rows", "entries"),
+    [
+        ([5] * 10, 2, (0, 5, 10), (0, 25, 50)),
+        ([98], 2, (0, 1, 1), (0, 50, 98)),
+        ([98], 4, (0, 1, 1, 1, 1), (0, 25, 50, 75, 98)),
+        ([10, 80, 10], 2, (0, 2, 3), (0, 51, 100)),
+        ([0, 0, 0, 0], 2, (0, 2, 4), (0, 0, 0)),
+        ([], 3, (0, 0, 0, 0), (0, 0, 0, 0)),
+        ([1], 3, (0, 1, 1, 1), (0, 1, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["<i4", "<i8"])
+def test_merge_path(
+    counts: list[int], parts: int, rows: tuple[int, ...], entries: tuple[int, ...], dtype: str
+) -> None:
+    assert merge_path(_indptr(counts, dtype), parts) == (rows, entries)
+
+
+def test_what_has_no_merge_path_is_refused() -> None:
+    with pytest.raises(InvalidSpecError):
+        merge_path(_indptr([1]), 0)
+    with pytest.raises(InvalidMatrixError):
+        merge_path(np.zeros(3), 2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "bounds", "expected"),
+    [
+        ([98, 98], (0, 1, 2), (1.0, 0)),
+        ([298, 98], (0, 1, 2), (1.5, 100)),
+        ([], (0, 0, 0), (1.0, 0)),
+    ],
+)
+def test_excess(counts: list[int], bounds: tuple[int, ...], expected: tuple[float, int]) -> None:
+    assert excess(_indptr(counts), bounds) == expected
