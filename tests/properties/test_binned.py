@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hugepool import plan as plans
 from hugepool.kernels.binned import EmptyBins, FillBins
-from hugepool.kernels.binned_layout import (
-    GatherBlocks,
-    GatherLayout,
-    aligned_empty,
-    build_layout,
-    count_targets,
-    fill_targets,
-    make_counts,
-)
-from hugepool.plan import plan_gather
+from hugepool.kernels.binned_layout import GatherBlocks, GatherLayout, aligned_empty
 from hugepool_common.errors import IndexOutOfRangeError
+from support.binned import build_gather
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
@@ -74,36 +65,34 @@ def test_phases_and_builds_in_parts_are_the_whole(
 ) -> None:
     rows, idx = given_index
     blocks = GatherBlocks(rows, len(idx), np.dtype(dtype).itemsize, source_bits, target_bits)
-    serial = build_layout(idx, blocks)
-    counts = make_counts(blocks)
-    for start, stop in data.draw(cuts(blocks.targets)):
-        count_targets(idx, blocks, counts, start, stop)
-    layout = GatherLayout.counted(blocks, counts)
+    serial = build_gather(idx, blocks)
+    plan = build_gather(idx, blocks, data.draw(cuts(blocks.targets)))
+    layout = GatherLayout.read(plan)
     assert layout.nbytes + layout.bins_nbytes <= blocks.most_nbytes
-    for start, stop in data.draw(cuts(blocks.targets)):
-        fill_targets(idx, layout, start, stop)
-    for name in ("src", "dst", "cell", "home", "edge"):
-        assert (getattr(layout, name) == getattr(serial, name)).all()
+    for role, array in serial.arrays.items():
+        assert (array == plan.arrays[role]).all(), role
 
     x = np.random.default_rng(3).integers(1, 1 << 31, rows).astype(dtype)
     x.flags.writeable = False
-    bins = layout.bins()
+    spare = data.draw(st.integers(0, 9))
+    bins = aligned_empty(layout.padded + spare, dtype)
+    bins[layout.padded :] = 7
     offset = data.draw(st.integers(0, 16))
     whole = aligned_empty(len(idx) + 32, dtype)
     whole[:] = 0
     out = whole[offset : offset + len(idx)]
-    sources = {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home, "bins": bins}
-    for start, stop in data.draw(cuts(blocks.sources)):
-        FillBins(blocks)(sources, start, stop)
-    targets = {"bins": bins, "dst": layout.dst, "edge": layout.edge, "out": out}
+    for start, stop in data.draw(cuts(blocks.cells)):
+        FillBins()({"plan": plan, "x": x, "bins": bins}, start, stop)
+    assert (bins[layout.padded :] == 7).all()
+    targets: dict[str, Any] = {"plan": plan, "bins": bins, "out": out}
     first, *others = data.draw(cuts(blocks.targets))
-    EmptyBins(blocks)(targets, *first)
+    EmptyBins()(targets, *first)
     low, high = (min(bound << target_bits, len(idx)) for bound in first)
     assert (out[low:high] == x[idx[low:high]]).all()
     assert not whole[: offset + low].any()
     assert not whole[offset + high :].any()
     for start, stop in others:
-        EmptyBins(blocks)(targets, start, stop)
+        EmptyBins()(targets, start, stop)
     assert (out == x[idx]).all()
     assert np.count_nonzero(whole) == len(idx)
 
@@ -123,33 +112,10 @@ def test_the_first_bad_index_is_named_wherever_it_is(
             else st.integers(rows, span.max)
         )
     blocks = GatherBlocks(rows, len(idx), 8, 4, 5)
-    for build in (
-        lambda: build_layout(idx, blocks),
-        lambda: plan_gather(idx, rows, dtype="f8"),
-    ):
-        if not faults:
-            build()
-            continue
-        with pytest.raises(IndexOutOfRangeError) as caught:
-            build()
-        assert caught.value.position == min(faults)
-        assert caught.value.had == str(idx[min(faults)])
-
-
-@given(given_index=indices(), dtype=st.sampled_from(["<f4", "<f8", "<u2"]), built=st.booleans())
-@quick
-def test_a_plan_is_what_numpy_gives(
-    given_index: tuple[int, Array], dtype: str, built: bool
-) -> None:
-    rows, idx = given_index
-    idx.flags.writeable = False
-    x = np.random.default_rng(4).integers(0, 1 << 15, rows).astype(dtype)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plans, "last_level_cache_bytes", lambda: 0)
-        plan = plan_gather(idx, rows, dtype=dtype)
-        if built and x.itemsize > 2:
-            plan.build()
-        for _ in range(4):
-            out = np.zeros(len(idx), dtype)
-            plan.run(x, out)
-            assert (out == x[idx]).all()
+    if not faults:
+        build_gather(idx, blocks)
+        return
+    with pytest.raises(IndexOutOfRangeError) as caught:
+        build_gather(idx, blocks)
+    assert caught.value.position == min(faults)
+    assert caught.value.had == str(idx[min(faults)])

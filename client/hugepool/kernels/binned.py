@@ -7,26 +7,25 @@ values to bins, one for each target block; phase 2 empties each bin into its pie
 ``out``. Every access is then in order or in a cache, whatever ``idx`` holds. (The
 idea is propagation blocking: Beamer, Asanović and Patterson, IPDPS 2017.)
 
-Each cell of bins, and each block of ``out``, has one writer: ranges of source blocks
-in phase 1, and of target blocks in phase 2 and in the build, may run side by side. But
-no part of phase 2 may begin before all of phase 1 is done, nor the other way round.
+Four kernels in this order, each over ranges that may run side by side: ``CountCells``
+and ``FillCells`` build, ``FillBins`` and ``EmptyBins`` run. Each cell of the bins, and
+each block of ``out``, has one writer. But no range of one kernel may begin before all
+of the one before are done, nor the next run before this one is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from hugepool.kernels.base import (
     CACHE_LINE_BYTES,
     Array,
+    Bound,
     Operands,
+    PlanArrays,
     Work,
     check_length,
-    check_rows,
+    dense,
     refuse_overlap,
     vector,
 )
@@ -35,140 +34,271 @@ from hugepool.kernels.binned_layout import (
     GatherBlocks,
     GatherLayout,
     aligned_empty,
-    count_targets,
-    fill_targets,
-    make_counts,
+    blocks_in,
 )
 from hugepool.kernels.compiler import CompiledLoop
-from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError
+from hugepool.kernels.gather import INDEX_CODES
+from hugepool.kernels.plan_parts import call_bound, compile_bound, parts_in, plan_in
+from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
 
 _LOOPS = "hugepool.kernels.binned_loops"
+_count_cells = CompiledLoop(_LOOPS, "count_cells", outputs=("counts",))
+_fill_cells = CompiledLoop(_LOOPS, "fill_cells", outputs=("src", "dst"))
 _fill_bins = CompiledLoop(_LOOPS, "fill_bins", outputs=("bins",))
 _empty_bins = CompiledLoop(_LOOPS, "empty_bins", outputs=("lap", "out"))
+_GOOD = -1
 
 
-def scratch(blocks: GatherBlocks) -> Array:
-    """What one caller of phase 2 scatters into: one target block and one line."""
-    return aligned_empty(blocks.lap_elements, f"u{blocks.item_bytes}")
+def fill_work(plan: PlanArrays) -> Array:
+    """Entries before each cell, int64, shape (cells + 1,): what to cut ``FillBins`` by."""
+    return parts_in(plan, GatherLayout.read(plan).parts)["cell"]
 
 
-@dataclass(frozen=True)
-class FillBins:
-    """Phase 1. Operands: ``x``, the layout's ``src``, ``cell`` and ``home``, and ``bins``.
+def empty_work(plan: PlanArrays) -> Array:
+    """Entries before each target block, int64, shape (targets + 1,): for ``EmptyBins``."""
+    return parts_in(plan, GatherLayout.read(plan).parts)["edge"]
 
-    Rows are source blocks. The layout's arrays must be those that were built: their
-    lengths are checked here, their contents are trusted.
+
+class CountCells:
+    """Build, first step. Operands: ``idx``, ``head`` and ``counts``. Rows are target blocks.
+
+    ``head`` is what :func:`~hugepool.kernels.binned_layout.gather_head` makes; ``counts``
+    is uint32, shape (cells,), zeros, of which each target block writes its own share.
     """
 
-    blocks: GatherBlocks
+    name = "count_cells"
+    implementation = "numba"
 
-    @property
-    def name(self) -> str:
-        """``fill_bins``."""
-        return "fill_bins"
-
-    @property
-    def implementation(self) -> str:
-        """``numba``."""
-        return "numba"
+    def bind(self, operands: Operands) -> Bound:
+        """Check the operands once."""
+        blocks = blocks_in(operands)
+        idx = _index(operands, blocks)
+        counts = vector(operands, "counts", ("<u4",), writable=True)
+        check_length(counts, "counts", blocks.cells)
+        refuse_overlap(counts, idx=idx)
+        numbers = (blocks.rows, blocks.source_bits, blocks.target_bits, blocks.sources)
+        return Bound(_count_cells, (idx, *numbers, counts), blocks.targets, succeeded=_GOOD)
 
     def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile."""
-        _fill_bins.prepare(*self._arguments(operands), 0, 0)
+        """Check the operands and compile for their dtypes."""
+        compile_bound(self, operands)
 
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
-        """Move the elements of the source blocks ``[row_start, row_stop)`` to the bins."""
-        arguments = self._arguments(operands)
-        check_rows(row_start, row_stop, self.blocks.sources)
-        _fill_bins(*arguments, int(row_start), int(row_stop))
-        _, src, cell = arguments[:3]
-        targets, width = self.blocks.targets, 1 << self.blocks.source_bits
-        moved = int(cell[row_stop * targets] - cell[row_start * targets])
-        used = min(row_stop * width, self.blocks.rows) - min(row_start * width, self.blocks.rows)
-        item = self.blocks.item_bytes
-        return Work(moved, 0, used * item + moved * (src.itemsize + item))
+        """Count the entries in the cells of the target blocks ``[row_start, row_stop)``.
 
-    def _arguments(self, operands: Operands) -> tuple[Any, ...]:
-        blocks = self.blocks
-        x = vector(operands, "x", ITEM_CODES[blocks.item_bytes])
-        check_length(x, "x", blocks.rows)
-        src = vector(operands, "src", (np.dtype(blocks.source_dtype).str,))
-        cell = vector(operands, "cell", ("<i8",))
-        check_length(cell, "cell", blocks.cells + 1)
-        check_length(src, "src", int(cell[-1]))
-        home = vector(operands, "home", ("<i8",))
-        check_length(home, "home", blocks.cells)
-        bins = _bins(operands, blocks, len(src), writable=True)
-        refuse_overlap(bins, x=x, src=src, cell=cell, home=home)
-        unit = f"u{blocks.item_bytes}"
-        return x.view(unit), src, cell, home, bins, blocks.source_bits, blocks.targets
+        Raises
+        ------
+        IndexOutOfRangeError
+            An index of these blocks lies outside x; the first one is named.
+        """
+        position, value = call_bound(self, operands, row_start, row_stop)
+        blocks = blocks_in(operands)
+        idx = dense(operands, "idx", least_axes=0)
+        if position != _GOOD:
+            signed = idx.dtype.kind == "i" and value >= 1 << 63
+            had = int(value) - (1 << 64) if signed else int(value)
+            raise IndexOutOfRangeError(
+                f"index {had} at position {position} is out of range",
+                needed=f"0 <= index < {blocks.rows}",
+                had=str(had),
+                where="idx",
+                position=int(position),
+            )
+        entries = _entries(blocks, row_start, row_stop)
+        return Work(entries, 0, entries * idx.itemsize)
 
 
-@dataclass(frozen=True)
-class EmptyBins:
-    """Phase 2. Operands: ``bins``, the layout's ``dst`` and ``edge``, ``out``, perhaps ``lap``.
+class FillCells:
+    """Build, second step. Operands: ``idx``, and ``plan``, begun and writable.
 
-    Rows are target blocks. ``lap`` is private to the caller, see :func:`scratch`;
-    without one it is made. The layout's arrays must be those that were built.
+    Rows are target blocks; each fills and pads its own cells.
     """
 
-    blocks: GatherBlocks
+    name = "fill_cells"
+    implementation = "numba"
 
-    @property
-    def name(self) -> str:
-        """``empty_bins``."""
-        return "empty_bins"
-
-    @property
-    def implementation(self) -> str:
-        """``numba``."""
-        return "numba"
+    def bind(self, operands: Operands) -> Bound:
+        """Check the operands once."""
+        plan = plan_in(operands)
+        layout = GatherLayout.read(plan)
+        blocks = layout.blocks
+        idx = _index(operands, blocks)
+        found = parts_in(plan, layout.parts, writable=True)
+        _check_ends(layout, found)
+        numbers = (blocks.rows, blocks.source_bits, blocks.target_bits)
+        arrays = (found["cell"], found["home"], found["src"], found["dst"])
+        arguments = (idx, *numbers, blocks.sources, blocks.targets, *arrays)
+        return Bound(_fill_cells, arguments, blocks.targets, succeeded=_GOOD)
 
     def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile."""
-        _empty_bins.prepare(*self._arguments(operands), 0, 0)
+        """Check the operands and compile for their dtypes."""
+        compile_bound(self, operands)
+
+    def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
+        """Fill and pad the cells of the target blocks ``[row_start, row_stop)``.
+
+        Raises
+        ------
+        InvalidSpecError
+            ``idx`` is not what was counted.
+        """
+        position = call_bound(self, operands, row_start, row_stop)
+        if position != _GOOD:
+            raise InvalidSpecError(
+                "idx was written to while its plan was built",
+                where=f"idx, near position {position}",
+                remedy="build from an array that nobody writes to",
+            )
+        blocks = GatherLayout.read(plan_in(operands)).blocks
+        entries = _entries(blocks, row_start, row_stop)
+        index_bytes = dense(operands, "idx", least_axes=0).itemsize
+        return Work(entries, 0, entries * (index_bytes + blocks.offset_bytes))
+
+
+class FillBins:
+    """Phase 1. Operands: ``plan``, ``x`` and ``bins``. Rows are cells, source-major.
+
+    ``bins`` is of x's width, on a cache line, and at least as long as the plan's
+    padded entries; what lies behind those is left alone.
+    """
+
+    name = "fill_bins"
+    implementation = "numba"
+
+    def bind(self, operands: Operands) -> Bound:
+        """Check the operands once."""
+        plan = plan_in(operands)
+        layout = GatherLayout.read(plan)
+        blocks = layout.blocks
+        found = parts_in(plan, layout.parts)
+        _check_ends(layout, found)
+        x = vector(operands, "x", ITEM_CODES[blocks.item_bytes])
+        check_length(x, "x", blocks.rows)
+        bins = _bins(operands, layout, writable=True)
+        refuse_overlap(bins, x=x, **found)
+        unit = f"u{blocks.item_bytes}"
+        arrays = (x.view(unit), found["src"], found["cell"], found["home"], bins)
+        arguments = (*arrays, blocks.source_bits, blocks.targets)
+        return Bound(_fill_bins, arguments, blocks.cells)
+
+    def prepare(self, operands: Operands) -> None:
+        """Check the operands and compile for their dtypes."""
+        compile_bound(self, operands)
+
+    def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
+        """Move the elements of the cells ``[row_start, row_stop)`` to the bins."""
+        call_bound(self, operands, row_start, row_stop)
+        plan = plan_in(operands)
+        layout = GatherLayout.read(plan)
+        found = parts_in(plan, layout.parts)
+        moved = int(found["cell"][row_stop] - found["cell"][row_start])
+        item = layout.blocks.item_bytes
+        # The same share of x as of the cells: nobody counted what these blocks use of it.
+        used = layout.blocks.rows * (row_stop - row_start) // max(layout.blocks.cells, 1)
+        return Work(moved, 0, used * item + moved * (found["src"].itemsize + item))
+
+
+class EmptyBins:
+    """Phase 2. Operands: ``plan``, ``bins`` and ``out``, perhaps ``lap``. Rows are target blocks.
+
+    ``lap`` is private scratch of x's width, on a cache line, one target block and one
+    line long; without one it is made.
+    """
+
+    name = "empty_bins"
+    implementation = "numba"
+
+    def bind(self, operands: Operands) -> Bound:
+        """Check the operands once, and make the scratch."""
+        plan = plan_in(operands)
+        layout = GatherLayout.read(plan)
+        blocks = layout.blocks
+        found = parts_in(plan, layout.parts)
+        _check_ends(layout, found)
+        flat = dense(operands, "out", least_axes=0, writable=True).reshape(-1)
+        out = vector({"out": flat}, "out", ITEM_CODES[blocks.item_bytes], writable=True)
+        check_length(out, "out", blocks.entries)
+        bins = _bins(operands, layout)
+        unit = f"<u{blocks.item_bytes}"
+        if "lap" in operands:
+            lap = on_lines(vector(operands, "lap", (unit,), writable=True), "lap")
+            check_length(lap, "lap", blocks.lap_elements)
+        else:
+            lap = aligned_empty(blocks.lap_elements, unit)
+        refuse_overlap(out, bins=bins, lap=lap, **found)
+        arrays = (bins, found["dst"], found["edge"], lap, out.view(unit))
+        return Bound(_empty_bins, (*arrays, blocks.target_bits), blocks.targets)
+
+    def prepare(self, operands: Operands) -> None:
+        """Check the operands and compile for their dtypes."""
+        compile_bound(self, operands)
 
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Write the target blocks ``[row_start, row_stop)`` of ``out``."""
-        arguments = self._arguments(operands)
-        check_rows(row_start, row_stop, self.blocks.targets)
-        _empty_bins(*arguments, int(row_start), int(row_stop))
-        _, dst, edge = arguments[:3]
-        moved = int(edge[row_stop] - edge[row_start])
-        width, entries = 1 << self.blocks.target_bits, self.blocks.entries
-        made = min(row_stop * width, entries) - min(row_start * width, entries)
-        item = self.blocks.item_bytes
-        return Work(made, 0, moved * (dst.itemsize + item) + made * item)
-
-    def _arguments(self, operands: Operands) -> tuple[Any, ...]:
-        blocks = self.blocks
-        out = vector(operands, "out", ITEM_CODES[blocks.item_bytes], writable=True)
-        check_length(out, "out", blocks.entries)
-        dst = vector(operands, "dst", (np.dtype(blocks.target_dtype).str,))
-        edge = vector(operands, "edge", ("<i8",))
-        check_length(edge, "edge", blocks.targets + 1)
-        check_length(dst, "dst", int(edge[-1]))
-        bins = _bins(operands, blocks, len(dst))
-        unit = f"u{blocks.item_bytes}"
-        if "lap" in operands:
-            lap = vector(operands, "lap", (f"<{unit}",), writable=True)
-            check_length(lap, "lap", blocks.lap_elements)
-            _on_lines(lap, "lap")
-        else:
-            lap = scratch(blocks)
-        refuse_overlap(out, bins=bins, dst=dst, edge=edge, lap=lap)
-        return bins, dst, edge, lap, out.view(unit), blocks.target_bits
+        call_bound(self, operands, row_start, row_stop)
+        plan = plan_in(operands)
+        layout = GatherLayout.read(plan)
+        found = parts_in(plan, layout.parts)
+        moved = int(found["edge"][row_stop] - found["edge"][row_start])
+        made = _entries(layout.blocks, row_start, row_stop)
+        item = layout.blocks.item_bytes
+        return Work(made, 0, moved * (found["dst"].itemsize + item) + made * item)
 
 
-def _bins(
-    operands: Operands, blocks: GatherBlocks, needed: int, *, writable: bool = False
-) -> Array:
-    bins = vector(operands, "bins", (f"<u{blocks.item_bytes}",), writable=writable)
-    check_length(bins, "bins", needed)
-    return _on_lines(bins, "bins")
+def _index(operands: Operands, blocks: GatherBlocks) -> Array:
+    flat = dense(operands, "idx", least_axes=0).reshape(-1)
+    idx = vector({"idx": flat}, "idx", INDEX_CODES)
+    check_length(idx, "idx", blocks.entries)
+    # A negative index becomes one that is out of range, too.
+    return idx.view(np.uint64) if idx.itemsize == 8 else idx
 
 
-def _on_lines(array: Array, role: str) -> Array:
+def _entries(blocks: GatherBlocks, block_start: int, block_stop: int) -> int:
+    first, last = block_start << blocks.target_bits, block_stop << blocks.target_bits
+    return min(last, blocks.entries) - min(first, blocks.entries)
+
+
+def _check_ends(layout: GatherLayout, found: dict[str, Array]) -> None:
+    """Refuse a plan that was not begun, or whose head is another's."""
+    ends = (int(found["cell"][-1]), int(found["edge"][-1]))
+    if ends != (layout.padded, layout.padded):
+        raise InvalidSpecError(
+            "the plan contradicts itself",
+            needed=f"cells of {layout.padded} elements",
+            had=f"{ends[0]} and {ends[1]}",
+            where="plan",
+        )
+
+
+def _bins(operands: Operands, layout: GatherLayout, *, writable: bool = False) -> Array:
+    item = layout.blocks.item_bytes
+    bins = vector(operands, "bins", ITEM_CODES[item], writable=writable)
+    return bins_of(bins, layout.padded).view(f"u{item}")
+
+
+def bins_of(bins: Array, needed: int) -> Array:
+    """The part of a scratch for bins that a plan uses.
+
+    Raises
+    ------
+    InvalidSpecError
+        It is too short, or does not begin on a cache line.
+    """
+    if len(bins) < needed:
+        raise InvalidSpecError(
+            "the operand is too short", needed=f"{needed}", had=f"{len(bins)}", where="bins"
+        )
+    return on_lines(bins, "bins")[:needed]
+
+
+def on_lines(array: Array, role: str) -> Array:
+    """The array, if it is empty or begins on a cache line.
+
+    Raises
+    ------
+    InvalidSpecError
+        It does not: a streaming store would fault.
+    """
     if len(array) and array.ctypes.data % CACHE_LINE_BYTES:
         raise InvalidSpecError(
             "the operand does not begin on a cache line",
@@ -176,68 +306,3 @@ def _on_lines(array: Array, role: str) -> Array:
             where=role,
         )
     return array
-
-
-class BinnedGather:
-    """Both phases in one thread, with their layout, bins and scratch.
-
-    Calls must not overlap: they share the bins.
-    """
-
-    def __init__(self, layout: GatherLayout) -> None:
-        blocks = layout.blocks
-        self._blocks = blocks
-        self._layout = layout
-        self._bins = layout.bins()
-        self._bins[:] = 0  # so that no run pays for the first touch
-        self._lap = scratch(blocks)
-        self._fill = FillBins(blocks)
-        self._empty = EmptyBins(blocks)
-
-    @classmethod
-    def built(cls, idx: Array, blocks: GatherBlocks, most_nbytes: int) -> BinnedGather:
-        """Build for an index.
-
-        Raises
-        ------
-        NotEnoughMemoryError
-            Layout and bins need more than `most_nbytes`; found out before they are filled.
-        IndexOutOfRangeError
-            An index lies outside x.
-        """
-        counts = make_counts(blocks)
-        count_targets(idx, blocks, counts, 0, blocks.targets)
-        layout = GatherLayout.counted(blocks, counts)
-        needed = layout.nbytes + layout.bins_nbytes
-        if needed > most_nbytes:
-            raise NotEnoughMemoryError(
-                "the bins of this gather do not fit",
-                needed=f"{needed:,} bytes",
-                had=f"{most_nbytes:,} bytes",
-                remedy="gather directly",
-            )
-        fill_targets(idx, layout, 0, blocks.targets)
-        layout.freeze()
-        return cls(layout)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of it."""
-        return self._layout.nbytes + self._bins.nbytes + self._lap.nbytes
-
-    def __call__(self, x: Array, out: Array) -> Work:
-        """Write ``x[idx]`` to `out`."""
-        layout = self._layout
-        sources = {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home}
-        filled = self._fill(sources | {"bins": self._bins}, 0, self._blocks.sources)
-        targets = {"bins": self._bins, "dst": layout.dst, "edge": layout.edge, "lap": self._lap}
-        emptied = self._empty(targets | {"out": out}, 0, self._blocks.targets)
-        return Work(emptied.elements, 0, filled.nbytes + emptied.nbytes)
-
-
-def compile_binned(blocks: GatherBlocks, idx_dtype: npt.DTypeLike) -> None:
-    """Gather one element through bins of these widths, so that no timing holds a compilation."""
-    width = blocks.item_bytes
-    one = GatherBlocks(1, 1, width, blocks.source_bits, blocks.target_bits)
-    x, out = np.zeros(1, f"u{width}"), np.zeros(1, f"u{width}")
-    BinnedGather.built(np.zeros(1, idx_dtype), one, 1 << 30)(x, out)

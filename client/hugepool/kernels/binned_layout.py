@@ -1,12 +1,11 @@
-"""Where every entry of a binned gather goes, and how that is found out once.
+"""Where every entry of a binned gather goes: what its plan holds, known before it is filled.
 
 What blocks, cells and bins are is told by the module ``binned``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +13,22 @@ import numpy.typing as npt
 from hugepool.kernels.base import (
     CACHE_LINE_BYTES,
     Array,
+    Operands,
+    PlanArrays,
     check_length,
-    check_rows,
     vector,
 )
-from hugepool.kernels.compiler import CompiledLoop
-from hugepool.kernels.gather import INDEX_CODES
-from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
+from hugepool.kernels.plan_parts import HEAD, HEAD_WORDS, Part, nbytes_of, parts_in
+from hugepool_common.errors import InvalidSpecError
 from hugepool_common.spec import ITEM_SIZES
 
+GATHER_FORM = 101
+"""First word of the head of such a plan."""
+
 BLOCK_BITS = 16
-"""Of a block unless cells would be too small: 512 KiB of 8-byte elements, 16-bit offsets."""
+"""Of a block of x unless cells would be too small: offsets of 16 bits."""
+TARGET_BLOCK_BYTES = 1 << 18
+"""Of a block of ``out`` unless cells would be too small."""
 MOST_BLOCK_BITS = 20
 FEWEST_ENTRIES_PER_CELL = 20
 """Below this, padding and the fixed cost of a cell outweigh what order gains."""
@@ -33,10 +37,6 @@ ITEM_CODES = {
     size: tuple(code for code, width in ITEM_SIZES.items() if width == size) for size in (4, 8)
 }
 """Dtypes of x and ``out`` by bytes per element; they move as bits."""
-
-_LOOPS = "hugepool.kernels.binned_loops"
-_count_cells = CompiledLoop(_LOOPS, "count_cells", outputs=("counts",))
-_fill_cells = CompiledLoop(_LOOPS, "fill_cells", outputs=("src", "dst"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,17 @@ class GatherBlocks:
 
     @classmethod
     def fitting(cls, rows: int, entries: int, item_bytes: int) -> GatherBlocks:
-        """Blocks of 2**16, or as much larger as 20 entries a cell take, up to 2**20."""
-        blocks = cls(rows, entries, item_bytes)
+        """Blocks as they measured fastest, or as much larger as 20 entries a cell take.
+
+        A block of x has 2**16 elements; one of ``out`` has 256 KiB, which leaves half of
+        the smaller second-level caches to the bins. Neither grows beyond 2**20.
+        """
+        target_bits = (TARGET_BLOCK_BYTES // item_bytes).bit_length() - 1
+        blocks = cls(rows, entries, item_bytes, BLOCK_BITS, target_bits)
         while blocks.sparse and blocks.source_bits < MOST_BLOCK_BITS and blocks.sources > 1:
-            blocks = cls(rows, entries, item_bytes, blocks.source_bits + 1)
+            blocks = replace(blocks, source_bits=blocks.source_bits + 1)
         while blocks.sparse and blocks.target_bits < MOST_BLOCK_BITS and blocks.targets > 1:
-            bits = blocks.target_bits + 1
-            blocks = cls(rows, entries, item_bytes, blocks.source_bits, bits)
+            blocks = replace(blocks, target_bits=blocks.target_bits + 1)
         return blocks
 
     @property
@@ -155,98 +159,171 @@ class GatherBlocks:
 
     def _nbytes(self, padded: int) -> int:
         counting = self.cells * (4 + 3 * 8)  # the counts, and sums on the way to cell and home
-        held = padded * self.offset_bytes + (2 * self.cells + self.targets + 2) * 8
+        numbers = HEAD_WORDS + 2 * self.cells + self.targets + 2
+        held = padded * self.offset_bytes + numbers * 8
         return held + counting + padded * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class GatherLayout:
-    """Where every entry goes.
+    """What a plan of this form holds.
 
-    A cell is (source block, target block). `src` and `cell` are ordered by source
-    block first, `dst` and `edge` by target block first, as the bins are. Inside a
+    A cell is (source block, target block). ``src`` and ``cell`` are ordered by source
+    block first, ``dst`` and ``edge`` by target block first, as the bins are. Inside a
     cell entries keep their order.
+
+    =====  ================  =================  =============================================
+    role   dtype             elements           holds
+    =====  ================  =================  =============================================
+    head   int64             32                 the form, rows, entries, bytes of an element,
+                                                source bits, target bits, padded
+    src    uint16 or uint32  padded             offset of each entry in its source block
+    dst    uint16 or uint32  padded             its offset in its target block
+    cell   int64             cells + 1          where each cell begins in src
+    home   int64             cells              where the cell begins in dst and the bins, in
+                                                the order of cell
+    edge   int64             targets + 1        where each target block begins in the bins
+    =====  ================  =================  =============================================
 
     Parameters
     ----------
     blocks
         How x and ``out`` are cut.
-    src
-        uint16 or uint32, shape (padded,): the offset of each entry in its source block.
-    dst
-        uint16 or uint32, shape (padded,): its offset in its target block.
-    cell
-        int64, shape (cells + 1,): where each cell begins in `src`.
-    home
-        int64, shape (cells,): where the cell begins in the bins and in `dst`, in the
-        order of `cell`.
-    edge
-        int64, shape (targets + 1,): where each target block begins in the bins.
+    padded
+        Elements of the bins: the entries, and the padding of their cells.
     """
 
     blocks: GatherBlocks
-    src: Array
-    dst: Array
-    cell: Array
-    home: Array
-    edge: Array
+    padded: int
 
     @classmethod
     def counted(cls, blocks: GatherBlocks, counts: Array) -> GatherLayout:
-        """A layout with room for these counts; its offsets are still to be filled.
+        """For the entries of each cell.
 
         Parameters
         ----------
         blocks
             How x and ``out`` are cut.
         counts
-            uint32, shape (targets, sources), as :func:`count_targets` makes them.
+            uint32, shape (cells,), target-major, as ``CountCells`` makes them.
         """
-        line = blocks.line_elements
-        padded = counts.astype(np.int64)
-        padded += line - 1
-        padded -= padded % line
-        cell = np.zeros(blocks.cells + 1, np.int64)
-        np.cumsum(padded.T.reshape(-1), out=cell[1:])
-        place = np.zeros(blocks.cells + 1, np.int64)
-        np.cumsum(padded.reshape(-1), out=place[1:])
-        edge = (
-            place[:: max(blocks.sources, 1)] if blocks.cells else place.repeat(blocks.targets + 1)
-        )
-        home = place[:-1].reshape(counts.shape).T
-        total = int(cell[-1])
-        return cls(
-            blocks,
-            aligned_empty(total, blocks.source_dtype),
-            aligned_empty(total, blocks.target_dtype),
-            cell,
-            np.ascontiguousarray(home).reshape(-1),
-            np.ascontiguousarray(edge),
-        )
+        return cls(blocks, int(_padded(blocks, counts).sum()))
+
+    @classmethod
+    def read(cls, plan: PlanArrays) -> GatherLayout:
+        """From the head of a plan.
+
+        Raises
+        ------
+        InvalidSpecError
+            It is of another form, or makes no sense.
+        """
+        *words, padded = _words(plan.arrays, 7)
+        return cls(GatherBlocks(*words), padded)
 
     @property
-    def padded(self) -> int:
-        """Elements of the bins: the entries, and the padding of their cells."""
-        return len(self.src)
+    def parts(self) -> tuple[Part, ...]:
+        """The arrays of the plan's segment."""
+        blocks = self.blocks
+        return (
+            HEAD,
+            ("src", np.dtype(blocks.source_dtype).str, self.padded),
+            ("dst", np.dtype(blocks.target_dtype).str, self.padded),
+            ("cell", "<i8", blocks.cells + 1),
+            ("home", "<i8", blocks.cells),
+            ("edge", "<i8", blocks.targets + 1),
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the layout holds, known before it is filled; without the bins."""
-        return sum(a.nbytes for a in (self.src, self.dst, self.cell, self.home, self.edge))
+        """Bytes of the parts."""
+        return nbytes_of(self.parts)
 
     @property
     def bins_nbytes(self) -> int:
         """Bytes of the bins that a run needs."""
         return self.padded * self.blocks.item_bytes
 
-    def bins(self) -> Array:
-        """Fresh bins, unsigned integers of the width of an element."""
-        return aligned_empty(self.padded, f"u{self.blocks.item_bytes}")
+    def begin(self, plan: PlanArrays, counts: Array) -> None:
+        """Write what no fill writes. Once, before the first fill.
 
-    def freeze(self) -> None:
-        """Make the arrays read-only."""
-        for array in (self.src, self.dst, self.cell, self.home, self.edge):
-            array.flags.writeable = False
+        Parameters
+        ----------
+        plan
+            Writable arrays, those of `parts`.
+        counts
+            As given to :meth:`counted`.
+
+        Raises
+        ------
+        InvalidSpecError
+            The arrays are not those of `parts`, or are read-only.
+        """
+        blocks = self.blocks
+        found = parts_in(plan, self.parts, writable=True)
+        padded = _padded(blocks, counts).reshape(blocks.targets, blocks.sources)
+        number_cells(padded, padded, found["cell"], found["home"], found["edge"])
+        head = vector(plan.arrays, "head", ("<i8",), writable=True)
+        head[:] = 0
+        head[:7] = [*gather_head(blocks)[:6].tolist(), self.padded]
+
+
+def gather_head(blocks: GatherBlocks) -> Array:
+    """The head of a plan before anything is counted: int64, shape (32,)."""
+    head = np.zeros(HEAD_WORDS, np.int64)
+    sizes = (blocks.rows, blocks.entries, blocks.item_bytes)
+    head[:6] = (GATHER_FORM, *sizes, blocks.source_bits, blocks.target_bits)
+    return head
+
+
+def blocks_in(operands: Operands) -> GatherBlocks:
+    """How x and ``out`` are cut, from the array in the role ``head``.
+
+    Raises
+    ------
+    InvalidSpecError
+        It is the head of another form, or makes no sense.
+    """
+    return GatherBlocks(*_words(operands, 6))
+
+
+def _words(operands: Operands, count: int) -> list[int]:
+    head = vector(operands, "head", ("<i8",))
+    check_length(head, "head", HEAD_WORDS)
+    form, *words = (int(word) for word in head[:count])
+    if form != GATHER_FORM:
+        raise InvalidSpecError(
+            "the plan is of another form", needed=str(GATHER_FORM), had=str(form), where="head"
+        )
+    return words
+
+
+def _padded(blocks: GatherBlocks, counts: Array) -> Array:
+    found = vector({"counts": counts}, "counts", ("<u4",))
+    check_length(found, "counts", blocks.cells)
+    padded = found.astype(np.int64)
+    padded += blocks.line_elements - 1
+    padded -= padded % blocks.line_elements
+    return padded
+
+
+def number_cells(in_cells: Array, in_bins: Array, cell: Array, home: Array, edge: Array) -> None:
+    """Give every cell its place, from how much is in it.
+
+    Parameters
+    ----------
+    in_cells, in_bins
+        int64, shape (targets, sources): elements of each cell, and of its part of the bins.
+    cell, home, edge
+        int64; written. Cells lie source-major in `cell` and `home`, target-major in the bins.
+    """
+    targets, sources = in_bins.shape
+    cell[0] = 0
+    np.cumsum(in_cells.T.reshape(-1), out=cell[1:])
+    place = np.zeros(targets * sources + 1, np.int64)
+    np.cumsum(in_bins.reshape(-1), out=place[1:])
+    edge[:] = place[::sources] if sources else 0
+    home[:] = place[:-1].reshape(targets, sources).T.reshape(-1)
 
 
 def aligned_empty(elements: int, dtype: npt.DTypeLike) -> Array:
@@ -255,113 +332,3 @@ def aligned_empty(elements: int, dtype: npt.DTypeLike) -> Array:
     raw = np.empty(elements * width + CACHE_LINE_BYTES, np.uint8)
     lead = -raw.ctypes.data % CACHE_LINE_BYTES
     return raw[lead : lead + elements * width].view(dtype)
-
-
-def make_counts(blocks: GatherBlocks) -> Array:
-    """Zeros for :func:`count_targets`, uint32, shape (targets, sources)."""
-    return np.zeros((blocks.targets, blocks.sources), np.uint32)
-
-
-def count_targets(
-    idx: Array, blocks: GatherBlocks, counts: Array, block_start: int, block_stop: int
-) -> None:
-    """Count the entries in the cells of the target blocks ``[block_start, block_stop)``.
-
-    Only their rows of `counts` are written.
-
-    Raises
-    ------
-    IndexOutOfRangeError
-        An index of these blocks lies outside x; the first one is named.
-    InvalidSpecError
-        The arrays or the range do not fit `blocks`.
-    """
-    flat = _index(idx, blocks)
-    check_rows(block_start, block_stop, blocks.targets)
-    if counts.shape != (blocks.targets, blocks.sources):
-        raise InvalidSpecError("counts do not fit the blocks", had=str(counts.shape))
-    position, value = _count_cells(
-        flat,
-        blocks.rows,
-        blocks.source_bits,
-        blocks.target_bits,
-        blocks.sources,
-        vector({"counts": counts.reshape(-1)}, "counts", ("<u4",), writable=True),
-        int(block_start),
-        int(block_stop),
-    )
-    if position >= 0:
-        signed = flat.dtype.kind == "i" or idx.dtype.kind == "i"
-        value = int(value)
-        refuse_index(
-            position, value - (1 << 64) if signed and value >= 1 << 63 else value, blocks.rows
-        )
-
-
-def refuse_index(position: int, value: int, rows: int) -> NoReturn:
-    """Raise the error that names an index outside x."""
-    raise IndexOutOfRangeError(
-        f"index {value} at position {position} is out of range",
-        needed=f"0 <= index < {rows}",
-        had=str(value),
-        where="idx",
-        position=int(position),
-    )
-
-
-def fill_targets(idx: Array, layout: GatherLayout, block_start: int, block_stop: int) -> None:
-    """Fill and pad the cells of the target blocks ``[block_start, block_stop)``.
-
-    Raises
-    ------
-    InvalidSpecError
-        The arrays or the range do not fit, or `idx` is not what was counted.
-    """
-    blocks = layout.blocks
-    flat = _index(idx, blocks)
-    check_rows(block_start, block_stop, blocks.targets)
-    position = _fill_cells(
-        flat,
-        blocks.rows,
-        blocks.source_bits,
-        blocks.target_bits,
-        blocks.sources,
-        blocks.targets,
-        layout.cell,
-        layout.home,
-        layout.src,
-        layout.dst,
-        int(block_start),
-        int(block_stop),
-    )
-    if position >= 0:
-        raise InvalidSpecError(
-            "idx was written to while its layout was built",
-            where=f"idx, near position {position}",
-            remedy="build from an array that nobody writes to",
-        )
-
-
-def build_layout(idx: Array, blocks: GatherBlocks) -> GatherLayout:
-    """Count and fill all target blocks, in this thread.
-
-    Raises
-    ------
-    IndexOutOfRangeError
-        An index lies outside x; the first one is named.
-    InvalidSpecError
-        `idx` does not fit `blocks`.
-    """
-    counts = make_counts(blocks)
-    count_targets(idx, blocks, counts, 0, blocks.targets)
-    layout = GatherLayout.counted(blocks, counts)
-    fill_targets(idx, layout, 0, blocks.targets)
-    layout.freeze()
-    return layout
-
-
-def _index(idx: Array, blocks: GatherBlocks) -> Array:
-    flat = vector({"idx": idx.reshape(-1)}, "idx", INDEX_CODES)
-    check_length(flat, "idx", blocks.entries)
-    # A negative index becomes one that is out of range, too.
-    return flat.view(np.uint64) if flat.itemsize == 8 else flat

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from hugepool.kernels.intrinsics import copy_line, prefetch, store_fence
 
@@ -57,6 +57,54 @@ def gather_line(
     return types.void(types.uint64, x, types.uint64, offsets, types.uint64), generate
 
 
+@intrinsic
+def place_line(typing_context: Any, lap: Any, shift: Any, dst: Any, bins: Any, place: Any) -> Any:
+    """``lap[shift + dst[place + j]] = bins[place + j]`` for j over a line, in order."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lap_type, _, dst_type, bins_type, _ = signature.args
+        lap_value, base, dst_value, bins_value, start = arguments
+        word = ir.IntType(64)
+        target = context.make_array(lap_type)(context, builder, lap_value).data
+        offsets = context.make_array(dst_type)(context, builder, dst_value).data
+        values = context.make_array(bins_type)(context, builder, bins_value).data
+        places = [builder.add(start, word(j)) for j in range(64 * 8 // bins_type.dtype.bitwidth)]
+        # All loads before the first store, which might be to the same place for all LLVM knows.
+        loaded = [
+            (builder.load(builder.gep(offsets, [at])), builder.load(builder.gep(values, [at])))
+            for at in places
+        ]
+        for offset, value in loaded:
+            to = builder.add(base, builder.zext(offset, word))
+            builder.store(value, builder.gep(target, [to]))
+        return context.get_dummy_value()
+
+    return types.void(lap, types.uint64, dst, bins, types.uint64), generate
+
+
+@register_jitable
+def stream_out(lap: Any, shift: Any, out: Any, first: Any, count: Any) -> None:
+    """Copy ``lap[shift : shift + count]`` to ``out[first:]``, whole lines past the caches.
+
+    Both must stand alike in their lines: the addresses of ``lap[shift]`` and
+    ``out[first]`` must have the same remainder by 64, and that of ``lap[0]`` none.
+    """
+    item = np.uint64(out.itemsize)
+    line = _LINE_BYTES // item
+    private = np.uint64(lap.ctypes.data)
+    target = np.uint64(out.ctypes.data)
+    i = _ZERO
+    while i < count and (shift + i) % line != _ZERO:
+        out[first + i] = lap[shift + i]
+        i += _ONE
+    while count - i >= line:
+        copy_line(target + (first + i) * item, private + (shift + i) * item)
+        i += line
+    while i < count:
+        out[first + i] = lap[shift + i]
+        i += _ONE
+
+
 def count_cells(
     idx: Any,
     rows: int,
@@ -64,8 +112,8 @@ def count_cells(
     target_bits: int,
     sources: int,
     counts: Any,
-    block_start: int,
-    block_stop: int,
+    row_start: int,
+    row_stop: int,
 ) -> tuple[Any, Any]:
     """Count the entries of each cell of some target blocks into zeroed `counts`, target-major.
 
@@ -76,7 +124,7 @@ def count_cells(
     shift = np.uint64(source_bits)
     width = _ONE << np.uint64(target_bits)
     entries = np.uint64(len(idx))
-    for block in range(np.uint64(block_start), np.uint64(block_stop)):
+    for block in range(np.uint64(row_start), np.uint64(row_stop)):
         cells = block * np.uint64(sources)
         for i in range(block * width, min((block + _ONE) * width, entries)):
             row = np.uint64(idx[i])
@@ -97,8 +145,8 @@ def fill_cells(
     home: Any,
     src: Any,
     dst: Any,
-    block_start: int,
-    block_stop: int,
+    row_start: int,
+    row_stop: int,
 ) -> Any:
     """Write the offsets of some target blocks into their cells and pad these.
 
@@ -114,7 +162,7 @@ def fill_cells(
     at_src = np.empty(sources, np.uint64)
     at_dst = np.empty(sources, np.uint64)
     stop_src = np.empty(sources, np.uint64)
-    for block in range(np.uint64(block_start), np.uint64(block_stop)):
+    for block in range(np.uint64(row_start), np.uint64(row_stop)):
         for s in range(blocks):
             q = s * stride + block
             at_src[s] = np.uint64(cell[q])
@@ -159,29 +207,31 @@ def fill_bins(
     bins: Any,
     source_bits: int,
     targets: int,
-    block_start: int,
-    block_stop: int,
+    row_start: int,
+    row_stop: int,
 ) -> None:
-    """Phase 1: copy the elements of some source blocks to their places in `bins`."""
+    """Phase 1: copy the elements of some cells, source-major, to their places in `bins`."""
     item = np.uint64(x.itemsize)
     line = _LINE_BYTES // item
     width = _ONE << np.uint64(source_bits)
     stride = np.uint64(targets)
     base = np.uint64(x.ctypes.data)
     target = np.uint64(bins.ctypes.data)
-    last = np.uint64(block_stop)
-    for block in range(np.uint64(block_start), last):
+    begin = np.uint64(row_start)
+    last = np.uint64(row_stop)
+    while begin < last:
+        block = begin // stride
+        end = min((block + _ONE) * stride, last)
         first = block * width
-        cells = block * stride
         # While this block is used, the next one of this range is fetched, a share with each line.
         ahead = min(first + width, np.uint64(len(x)))
-        fetched = ahead if block + _ONE == last else min(ahead + width, np.uint64(len(x)))
+        fetched = ahead if end == last else min(ahead + width, np.uint64(len(x)))
         ahead = base + ahead * item
         fetched = base + fetched * item
-        lines = max((np.uint64(cell[cells + stride]) - np.uint64(cell[cells])) // line, _ONE)
+        lines = max((np.uint64(cell[end]) - np.uint64(cell[begin])) // line, _ONE)
         share = ((fetched - ahead) // _LINE_BYTES + lines) // lines
         step = min(share, _MOST_SHARE) * _LINE_BYTES
-        for q in range(cells, cells + stride):
+        for q in range(begin, end):
             k = np.uint64(cell[q])
             stop = np.uint64(cell[q + _ONE])
             to = target + np.uint64(home[q]) * item
@@ -193,6 +243,7 @@ def fill_bins(
                 gather_line(to, x, first, src, k)
                 k += line
                 to += _LINE_BYTES
+        begin = end
     store_fence()
 
 
@@ -203,17 +254,16 @@ def empty_bins(
     lap: Any,
     out: Any,
     target_bits: int,
-    block_start: int,
-    block_stop: int,
+    row_start: int,
+    row_stop: int,
 ) -> None:
     """Phase 2: put the elements of some target blocks into order in `lap`, then stream them out."""
     item = np.uint64(out.itemsize)
     line = _LINE_BYTES // item
     width = _ONE << np.uint64(target_bits)
     source = np.uint64(bins.ctypes.data)
-    private = np.uint64(lap.ctypes.data)
     target = np.uint64(out.ctypes.data)
-    for block in range(np.uint64(block_start), np.uint64(block_stop)):
+    for block in range(np.uint64(row_start), np.uint64(row_stop)):
         first = block * width
         count = min(width, np.uint64(len(out)) - first)
         # The block stands in the scratch as it will stand in its lines of out, so
@@ -223,17 +273,7 @@ def empty_bins(
         stop = np.uint64(edge[block + _ONE])
         while k < stop:
             prefetch(source + k * item + _AHEAD_BYTES)
-            for j in range(k, k + line):
-                lap[shift + np.uint64(dst[j])] = bins[j]
+            place_line(lap, shift, dst, bins, k)
             k += line
-        i = _ZERO
-        while i < count and (shift + i) % line != _ZERO:
-            out[first + i] = lap[shift + i]
-            i += _ONE
-        while count - i >= line:
-            copy_line(target + (first + i) * item, private + (shift + i) * item)
-            i += line
-        while i < count:
-            out[first + i] = lap[shift + i]
-            i += _ONE
+        stream_out(lap, shift, out, first, count)
     store_fence()

@@ -13,18 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hugepool.kernels.binned import EmptyBins, FillBins, scratch
+from hugepool.kernels.base import PlanArrays
+from hugepool.kernels.binned import (
+    CountCells,
+    EmptyBins,
+    FillBins,
+    FillCells,
+    empty_work,
+    fill_work,
+)
 from hugepool.kernels.binned_layout import (
     GatherBlocks,
     GatherLayout,
     aligned_empty,
-    build_layout,
-    count_targets,
-    fill_targets,
-    make_counts,
+    gather_head,
 )
 from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
 from hugepool_common.spec import ITEM_SIZES
+from support.binned import allocate, build_gather, count_gather, gather
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
@@ -34,20 +40,6 @@ WIDE = [code for code, width in ITEM_SIZES.items() if width in (4, 8)]
 @pytest.fixture(autouse=True)
 def numba() -> None:
     need("numba")
-
-
-def _sources(layout: GatherLayout, x: Array, bins: Array) -> dict[str, Any]:
-    return {"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home, "bins": bins}
-
-
-def _targets(layout: GatherLayout, bins: Array, out: Array) -> dict[str, Any]:
-    return {"bins": bins, "dst": layout.dst, "edge": layout.edge, "out": out}
-
-
-def _gather(layout: GatherLayout, x: Array, out: Array) -> None:
-    blocks, bins = layout.blocks, layout.bins()
-    FillBins(blocks)(_sources(layout, x, bins), 0, blocks.sources)
-    EmptyBins(blocks)(_targets(layout, bins, out), 0, blocks.targets)
 
 
 def _bits(count: int, dtype: str) -> Array:
@@ -69,7 +61,7 @@ def test_every_dtype_moves_bit_for_bit(dtype: str, index_dtype: str) -> None:
     idx = np.random.default_rng(1).integers(0, 1000, 2222).astype(index_dtype)
     x.flags.writeable = idx.flags.writeable = False
     out = np.zeros(2222, dtype)
-    _gather(build_layout(idx, GatherBlocks(1000, 2222, x.itemsize, 6, 7)), x, out)
+    gather(build_gather(idx, GatherBlocks(1000, 2222, x.itemsize, 6, 7)), x, out)
     assert out.tobytes() == x[idx].tobytes()
 
 
@@ -82,10 +74,10 @@ def test_blocks_of_full_width(dtype: str, source_bits: int, target_bits: int) ->
     idx[:4] = 0, rows - 1, (1 << 16) - 1, 1 << 16
     out = np.zeros(entries, dtype)
     blocks = GatherBlocks(rows, entries, x.itemsize, source_bits, target_bits)
-    layout = build_layout(idx, blocks)
-    assert layout.src.itemsize == (2 if source_bits == 16 else 4)
-    assert layout.dst.itemsize == (2 if target_bits == 16 else 4)
-    _gather(layout, x, out)
+    plan = build_gather(idx, blocks)
+    assert plan.arrays["src"].itemsize == (2 if source_bits == 16 else 4)
+    assert plan.arrays["dst"].itemsize == (2 if target_bits == 16 else 4)
+    gather(plan, x, out)
     assert (out == x[idx]).all()
 
 
@@ -98,8 +90,8 @@ def test_an_out_at_any_address_is_written_and_nothing_beside_it(
     x = np.arange(100).astype(dtype)
     idx = np.random.default_rng(3).integers(0, 100, entries)
     whole = _off(entries, dtype, offset)
-    _gather(
-        build_layout(idx, GatherBlocks(100, entries, x.itemsize, 4, 5)),
+    gather(
+        build_gather(idx, GatherBlocks(100, entries, x.itemsize, 4, 5)),
         x,
         whole[offset : offset + entries],
     )
@@ -108,23 +100,23 @@ def test_an_out_at_any_address_is_written_and_nothing_beside_it(
     assert (whole[offset + entries :] == -1).all()
 
 
-def test_a_layout_is_what_its_description_says() -> None:
+def test_a_plan_is_what_its_description_says() -> None:
     idx = np.array([5, 0, 9, 1, 5, 8, 9, 0, 4, 3], np.int64)
-    layout = build_layout(idx, GatherBlocks(10, 10, 8, 2, 3))
-    blocks = layout.blocks
-    assert (blocks.sources, blocks.targets, layout.padded) == (3, 2, 40)
+    plan = build_gather(idx, GatherBlocks(10, 10, 8, 2, 3))
+    layout, found = GatherLayout.read(plan), plan.arrays
+    assert (layout.blocks.sources, layout.blocks.targets, layout.padded) == (3, 2, 40)
     # Cells of target block 0 hold positions 0 to 7; of block 1, positions 8 and 9.
-    assert layout.cell.tolist() == [0, 8, 16, 24, 32, 40, 40]
-    assert layout.edge.tolist() == [0, 24, 40]
-    assert layout.home.tolist() == [0, 24, 8, 32, 16, 40]
-    assert layout.src[:8].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
-    assert layout.dst[:8].tolist() == [1, 3, 7, 7, 7, 7, 7, 7]
-    assert layout.src[16:24].tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
-    assert layout.dst[8:16].tolist() == [0, 4, 4, 4, 4, 4, 4, 4]
-    arrays = (layout.src, layout.dst, layout.cell, layout.home, layout.edge)
-    assert layout.nbytes == sum(a.nbytes for a in arrays)
+    assert found["cell"].tolist() == [0, 8, 16, 24, 32, 40, 40]
+    assert found["edge"].tolist() == [0, 24, 40]
+    assert found["home"].tolist() == [0, 24, 8, 32, 16, 40]
+    assert found["src"][:8].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert found["dst"][:8].tolist() == [1, 3, 7, 7, 7, 7, 7, 7]
+    assert found["src"][16:24].tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
+    assert found["dst"][8:16].tolist() == [0, 4, 4, 4, 4, 4, 4, 4]
+    assert layout.nbytes == sum(array.nbytes for array in found.values())
     assert layout.bins_nbytes == 320
-    assert not any(a.flags.writeable for a in arrays)
+    assert fill_work(plan).tolist() == found["cell"].tolist()
+    assert empty_work(plan).tolist() == found["edge"].tolist()
 
 
 @pytest.mark.parametrize("skew", [False, True])
@@ -132,44 +124,43 @@ def test_memory_is_announced_before_it_is_taken(skew: bool) -> None:
     rng = np.random.default_rng(4)
     idx = rng.integers(0, 1 << 14, 50_000) if not skew else np.zeros(50_000, np.int64)
     blocks = GatherBlocks(1 << 14, 50_000, 8, 8, 10)
-    counts = make_counts(blocks)
-    count_targets(idx, blocks, counts, 0, blocks.targets)
+    counts = count_gather(idx, blocks)
     announced = GatherLayout.counted(blocks, counts)
-    built = build_layout(idx, blocks)
-    assert announced.nbytes == built.nbytes
-    assert announced.bins_nbytes == built.bins().nbytes
-    held = built.nbytes + built.bins_nbytes + counts.nbytes
-    assert held <= blocks.most_nbytes
+    built = build_gather(idx, blocks)
+    assert announced == GatherLayout.read(built)
+    assert announced.nbytes == sum(array.nbytes for array in built.arrays.values())
+    assert announced.nbytes + announced.bins_nbytes + counts.nbytes <= blocks.most_nbytes
     if not skew:
-        assert abs(blocks.likely_padded - built.padded) < built.padded / 20
+        assert abs(blocks.likely_padded - announced.padded) < announced.padded / 20
 
 
 @pytest.mark.parametrize("bounds", [(0, 1, 5), (0, 3, 3, 5), (0, 1, 2, 3, 4, 5)])
 def test_parts_of_a_build_make_the_serial_one(bounds: tuple[int, ...]) -> None:
     idx = np.random.default_rng(6).integers(0, 1000, 5 * 64 - 7)
     blocks = GatherBlocks(1000, len(idx), 8, 5, 6)
-    serial = build_layout(idx, blocks)
-    counts = make_counts(blocks)
-    parts = list(itertools.pairwise(bounds))
-    for start, stop in reversed(parts):
-        count_targets(idx, blocks, counts, start, stop)
-    layout = GatherLayout.counted(blocks, counts)
-    for start, stop in reversed(parts):
-        fill_targets(idx, layout, start, stop)
-    for name in ("src", "dst", "cell", "home", "edge"):
-        assert (getattr(layout, name) == getattr(serial, name)).all(), name
+    serial = build_gather(idx, blocks)
+    split = build_gather(idx, blocks, list(itertools.pairwise(bounds))[::-1])
+    for role, array in serial.arrays.items():
+        assert (array == split.arrays[role]).all(), role
 
 
 def test_a_part_of_a_build_looks_only_at_its_own_indices() -> None:
     blocks = GatherBlocks(10, 30, 8, 2, 3)
     idx = np.full(30, 99)
     idx[8:16] = 3
-    counts = make_counts(blocks)
-    count_targets(idx, blocks, counts, 1, 2)
-    assert counts.tolist() == [[0, 0, 0], [8, 0, 0], [0, 0, 0], [0, 0, 0]]
+    counts = count_gather(idx, blocks, [(1, 2)])
+    assert counts.reshape(4, 3).tolist() == [[0, 0, 0], [8, 0, 0], [0, 0, 0], [0, 0, 0]]
     with pytest.raises(IndexOutOfRangeError) as caught:
-        count_targets(idx, blocks, counts, 2, 4)
+        count_gather(idx, blocks, [(2, 4)])
     assert caught.value.position == 16
+
+
+def test_an_index_of_any_shape_counts_flat() -> None:
+    idx = np.random.default_rng(8).integers(0, 50, (4, 5, 6))
+    plan = build_gather(idx, GatherBlocks(50, 120, 8, 3, 4))
+    x, out = np.arange(50.0), np.zeros(120)
+    gather(plan, x, out)
+    assert (out == x[idx].ravel()).all()
 
 
 @pytest.mark.parametrize(
@@ -192,38 +183,40 @@ def test_the_first_bad_index_is_named(index_dtype: str, value: int) -> None:
         idx = np.zeros(200, index_dtype)
         idx[position:] = value
         with pytest.raises(IndexOutOfRangeError) as caught:
-            build_layout(idx, GatherBlocks(100, 200, 8, 4, 6))
+            build_gather(idx, GatherBlocks(100, 200, 8, 4, 6))
         assert (caught.value.position, caught.value.had) == (position, str(value))
         assert "100" in caught.value.needed
 
 
 def test_an_index_that_changes_after_the_count_leads_nowhere() -> None:
     rng = np.random.default_rng(7)
+    blocks = GatherBlocks(1000, 640, 8, 4, 5)
+
+    def fill_with(idx: Array, counts: Array) -> None:
+        layout = GatherLayout.counted(blocks, counts)
+        plan = allocate(layout)
+        layout.begin(plan, counts)
+        FillCells()({"idx": idx, "plan": plan}, 0, blocks.targets)
+
     # 1005 lies in the last source block, but not in x.
     for value in (-1, 1 << 40, 3, 999, 1005):
-        idx = rng.integers(0, 1000, 640)
-        blocks = GatherBlocks(1000, 640, 8, 4, 5)
-        counts = make_counts(blocks)
-        count_targets(idx, blocks, counts, 0, blocks.targets)
-        layout = GatherLayout.counted(blocks, counts)
+        counts = count_gather(rng.integers(0, 1000, 640), blocks)
         with pytest.raises(InvalidSpecError, match="written to"):
-            fill_targets(np.full(640, value), layout, 0, blocks.targets)
-    counts = make_counts(blocks)
-    count_targets(np.full(640, 999), blocks, counts, 0, blocks.targets)
-    layout = GatherLayout.counted(blocks, counts)
+            fill_with(np.full(640, value), counts)
     with pytest.raises(InvalidSpecError, match="near position 0"):
-        fill_targets(np.full(640, 1005), layout, 0, blocks.targets)
+        fill_with(np.full(640, 1005), count_gather(np.full(640, 999), blocks))
 
 
 @pytest.mark.parametrize(
     ("rows", "entries", "bits"),
     [
-        (50_000_000, 50_000_000, (16, 16)),
-        (500_000_000, 25_000_000, (18, 16)),
-        (0, 0, (16, 16)),
-        (1, 1, (16, 16)),
-        (1_000_000_000, 100_000, (19, 16)),
-        (1_000_000_000, 10_000, (20, 16)),
+        (50_000_000, 50_000_000, (16, 15)),
+        (500_000_000, 25_000_000, (19, 15)),
+        (0, 0, (16, 15)),
+        (1, 1, (16, 15)),
+        (1_000_000_000, 50_000, (20, 15)),
+        (1_000_000_000, 35_000, (20, 16)),
+        (1_000_000_000, 10_000, (20, 15)),
     ],
 )
 def test_blocks_grow_until_cells_are_worth_it(
@@ -243,95 +236,130 @@ def test_impossible_blocks_are_refused(change: dict[str, int]) -> None:
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:
-    idx = np.arange(100)
-    layout = build_layout(idx, GatherBlocks(100, 100, 8, 4, 5))
-    blocks, bins, x, out = layout.blocks, layout.bins(), np.ones(100), np.full(100, -1.0)
+    plan = build_gather(np.arange(100), GatherBlocks(100, 100, 8, 4, 5))
+    layout = GatherLayout.read(plan)
+    blocks = layout.blocks
+    bins, x, out = aligned_empty(layout.padded, "u8"), np.ones(100), np.full(100, -1.0)
     bins[:] = 0
     sealed = out.copy()
     sealed.flags.writeable = False
     misplaced = aligned_empty(len(bins) + 1, "u8")[1:]
-    fill, empty = FillBins(blocks), EmptyBins(blocks)
-    for change in (
+    lap = aligned_empty(blocks.lap_elements, "u8")
+
+    def altered(role: str, array: Array) -> PlanArrays:
+        return PlanArrays({**plan.arrays, role: array})
+
+    head = plan.arrays["head"].copy()
+    head[0] = 1
+    plans = [
+        altered("head", head),
+        altered("head", head[:-1]),
+        altered("src", plan.arrays["src"][:-1]),
+        altered("src", plan.arrays["src"].astype(np.uint32)),
+        altered("dst", plan.arrays["dst"][:-1]),
+        altered("cell", plan.arrays["cell"][:-1]),
+        altered("cell", np.zeros_like(plan.arrays["cell"])),
+        altered("home", plan.arrays["home"][:-1]),
+        altered("edge", plan.arrays["edge"][:-1]),
+        PlanArrays({"head": plan.arrays["head"]}),
+    ]
+    fill: dict[str, Any] = {"plan": plan, "x": x, "bins": bins}
+    empty: dict[str, Any] = {"plan": plan, "bins": bins, "out": out}
+    fill_changes: list[dict[str, Any]] = [
+        *({"plan": other} for other in plans),
+        {"plan": x},
         {"x": np.ones(99)},
         {"x": np.ones(100, "f4")},
-        {"src": layout.src[:-1]},
-        {"src": layout.src.astype(np.uint32)},
-        {"cell": layout.cell[:-1]},
-        {"home": layout.home[:-1]},
         {"bins": bins[:-8]},
         {"bins": misplaced},
         {"x": bins[:100].view("f8")},
-    ):
+    ]
+    for fill_change in fill_changes:
         with pytest.raises(InvalidSpecError):
-            fill(_sources(layout, x, bins) | change, 0, blocks.sources)
-    for change in (
+            FillBins()(fill | fill_change, 0, blocks.cells)
+    empty_changes: list[dict[str, Any]] = [
+        *({"plan": other} for other in plans),
         {"out": out[:-1]},
         {"out": out.astype("f4")},
         {"out": sealed},
-        {"dst": layout.dst[:-1]},
-        {"edge": layout.edge[:-1]},
         {"bins": misplaced},
-        {"lap": scratch(blocks)[:-1]},
-        {"lap": scratch(blocks).view("f8")},
+        {"lap": lap[:-1]},
+        {"lap": lap.view("f8")},
         {"out": bins[:100].view("f8")},
-    ):
+    ]
+    for empty_change in empty_changes:
         with pytest.raises(InvalidSpecError):
-            empty(_targets(layout, bins, out) | change, 0, blocks.targets)
-    for kernel, operands, blocks_there in (
-        (fill, _sources(layout, x, bins), blocks.sources),
-        (empty, _targets(layout, bins, out), blocks.targets),
+            EmptyBins()(empty | empty_change, 0, blocks.targets)
+    for kernel, operands, units in (
+        (FillBins(), fill, blocks.cells),
+        (EmptyBins(), empty, blocks.targets),
     ):
-        for start, stop in ((-1, 1), (2, 1), (0, blocks_there + 1)):
+        kernel.prepare(operands)
+        for start, stop in ((-1, 1), (2, 1), (0, units + 1)):
             with pytest.raises(InvalidSpecError):
                 kernel(operands, start, stop)
     assert not bins.any()
     assert (out == -1).all()
-    fill.prepare(_sources(layout, x, bins))
-    empty.prepare(_targets(layout, bins, out))
-    assert not bins.any()
-    assert (out == -1).all()
+
+
+def test_a_build_needs_the_index_and_the_counts_that_were_announced() -> None:
+    blocks, idx = GatherBlocks(100, 100, 8, 4, 5), np.arange(100)
+    counts = np.zeros(blocks.cells, np.uint32)
+    good: dict[str, Any] = {"idx": idx, "head": gather_head(blocks), "counts": counts}
+    for change in (
+        {"idx": idx[1:]},
+        {"idx": idx.astype("f8")},
+        {"counts": counts[1:]},
+        {"counts": counts.view("i4")},
+        {"head": np.zeros(32, np.int64)},
+    ):
+        with pytest.raises(InvalidSpecError):
+            CountCells()(good | change, 0, blocks.targets)
+    with pytest.raises(InvalidSpecError):
+        GatherLayout.counted(blocks, counts[1:])
+    assert not counts.any()
 
 
 def test_work_is_counted() -> None:
-    idx = np.arange(100)[::-1].copy()
-    layout = build_layout(idx, GatherBlocks(100, 100, 8, 4, 5))
-    blocks, bins, out = layout.blocks, layout.bins(), np.zeros(100)
-    whole = FillBins(blocks)(_sources(layout, np.ones(100), bins), 0, blocks.sources)
+    plan = build_gather(np.arange(100)[::-1].copy(), GatherBlocks(100, 100, 8, 4, 5))
+    layout = GatherLayout.read(plan)
+    blocks, bins, out = layout.blocks, aligned_empty(layout.padded, "u8"), np.zeros(100)
+    whole = FillBins()({"plan": plan, "x": np.ones(100), "bins": bins}, 0, blocks.cells)
     assert (whole.elements, whole.nbytes) == (layout.padded, 800 + layout.padded * 10)
-    parts = [
-        EmptyBins(blocks)(_targets(layout, bins, out), d, d + 1) for d in range(blocks.targets)
-    ]
+    empty: dict[str, Any] = {"plan": plan, "bins": bins, "out": out}
+    parts = [EmptyBins()(empty, d, d + 1) for d in range(blocks.targets)]
     assert sum(work.elements for work in parts) == 100
     assert sum(work.nbytes for work in parts) == 800 + layout.padded * 10
 
 
 BOUNDS_CHECKED = """
 import numpy as np
-from hugepool.kernels.binned_layout import GatherBlocks, build_layout
-from hugepool.kernels.binned import EmptyBins, FillBins
+from hugepool.kernels.binned_layout import GatherBlocks
+from support.binned import build_gather, gather
 for rows, entries, dtype, bits in ((100, 999, "f8", (3, 4)), (99, 1000, "f4", (4, 7)),
                                    (1, 1, "f8", (0, 0)), (70000, 70001, "f4", (17, 16))):
     x = np.arange(rows).astype(dtype)
     idx = np.random.default_rng(0).integers(0, rows, entries)
     blocks = GatherBlocks(rows, entries, x.itemsize, *bits)
-    layout = build_layout(idx, blocks)
-    assert (layout.cell[-1], layout.src[-1] < 1 << bits[0]) == (layout.padded, True)
+    plan = build_gather(idx, blocks)
+    src, cell = plan.arrays["src"], plan.arrays["cell"]
     # gather_line is not covered by the check, so its reads are looked at here.
     for s in range(blocks.sources):
-        part = layout.src[layout.cell[s * blocks.targets] : layout.cell[(s + 1) * blocks.targets]]
+        part = src[cell[s * blocks.targets] : cell[(s + 1) * blocks.targets]]
         assert not len(part) or (s << bits[0]) + int(part.max()) < rows
-    bins, out = layout.bins(), np.zeros(entries, dtype)
-    FillBins(blocks)({"x": x, "src": layout.src, "cell": layout.cell, "home": layout.home,
-                      "bins": bins}, 0, blocks.sources)
-    EmptyBins(blocks)({"bins": bins, "dst": layout.dst, "edge": layout.edge, "out": out}, 0,
-                      blocks.targets)
+    out = np.zeros(entries, dtype)
+    gather(plan, x, out)
     assert (out == x[idx]).all()
 print("done")
 """
 
 
 def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> None:
-    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {
+        "NUMBA_BOUNDSCHECK": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     child = subprocess.run(
         [sys.executable, "-c", BOUNDS_CHECKED],
         env=environment,
