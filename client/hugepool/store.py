@@ -12,6 +12,7 @@ from hugepool import formats
 from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
+from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.messages import (
@@ -44,6 +45,12 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all while an array is made or read."""
 
 _S = TypeVar("_S", bound=SharedObject)
+
+_HANDLES: dict[str, type[SharedObject]] = {
+    "array": SharedArray,
+    "csr": SharedMatrix,
+    "plan": PlanSegment,
+}
 
 
 class Policy(TypedDict, total=False):
@@ -141,8 +148,7 @@ class ArrayStore:
             ``readonly=False`` for a sealed object.
         """
         attached = self._channel.request(Attach(check_name(name), bool(readonly)), Attached)
-        kind = SharedMatrix if attached.array.spec.kind == "csr" else SharedArray
-        return kind(
+        return _HANDLES[attached.array.spec.kind](
             self._channel,
             attached.lease,
             attached.array,

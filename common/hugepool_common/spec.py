@@ -230,7 +230,7 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members
         The arrays of a plan; empty for others.
     made_of
-        Number of the segment that a plan was made from and goes with; 0 for none.
+        Number of the segment that the object was made from and goes with; 0 for none.
     """
 
     name: str
@@ -252,12 +252,14 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         check_name(self.name)
         item_size = ITEM_SIZES[check_dtype(self.dtype)]
+        if not 0 <= self.made_of < 1 << 63:
+            raise InvalidSpecError("no such segment", had=_shown(self.made_of))
         if self.kind != "csr" and (self.nnz or self.index_dtype):
             raise InvalidSpecError("only a matrix has nnz and an index dtype")
         if self.kind == "plan":
             self._check_plan()
             return self
-        if self.members or self.made_of:
+        if self.members:
             raise InvalidSpecError("only a plan has members")
         if self.kind == "array":
             check_shape(self.shape, item_size)
@@ -283,7 +285,7 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _check_plan(self) -> None:
         check_shape(self.shape, 0)
-        if not 1 <= len(self.members) <= MAX_MEMBERS or not 0 <= self.made_of < 1 << 63:
+        if not 1 <= len(self.members) <= MAX_MEMBERS:
             raise InvalidSpecError(
                 "no such plan", needed=f"1 to {MAX_MEMBERS} members", had=str(len(self.members))
             )

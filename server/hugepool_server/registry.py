@@ -232,7 +232,7 @@ class Registry:
 
     @property
     def bereft(self) -> list[NamedObject]:
-        """Plans that wait for nothing, and whose matrix is gone."""
+        """Objects that wait for nothing, and lost what they were made of."""
         alive = {found.segment_id for found in self._objects.values()}
         return [
             found
@@ -302,7 +302,7 @@ class Registry:
         ArrayExistsError
             The name is taken.
         SegmentChangedError
-            The matrix that the plan was made from is gone.
+            What the object is made of is gone.
         NotEnoughMemoryError
             A limit of the coordinator is reached.
         """
@@ -316,7 +316,7 @@ class Registry:
             )
         if spec.made_of and all(spec.made_of != found.segment_id for found in self.published):
             raise SegmentChangedError(
-                "the matrix of this plan is gone", where=spec.name, remedy="plan anew"
+                "what this is made of is gone", where=spec.name, remedy="plan anew"
             )
         self._check_room(spec)
         self._last_segment += 1

@@ -1,8 +1,10 @@
 """The computations that workers run: gathers, sparse products, and the limits they run against.
 
 A kernel is found by name with :func:`resolve` and called with operands in named
-roles and a row range. What each takes is told by its module: ``gather``, ``spmv``
-(``matvec``) and ``stream`` (``copy``, ``triad``, ``sum``, ``random_lines``).
+roles and a row range. What each takes is told by its module: ``gather``, ``scatter``
+(``scatter_add``), ``spmv`` (``matvec``), ``split`` (``matvec_split``, ``add_carries``),
+``matmat``, ``transposed`` (``rmatvec``, ``sum_parts``) and ``stream`` (``copy``, ``triad``,
+``sum``, ``random_lines``).
 
 Nothing here imports numba or SciPy until a kernel that needs them is resolved.
 """
@@ -12,8 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hugepool.kernels.base import CsrArrays, Kernel, Operands, Work, last_level_cache_bytes
+from hugepool.kernels.binned import CountCells, EmptyBins, FillBins, FillCells
+from hugepool.kernels.binned_product import CountProducts, FillProducts, PlaceProducts, SumBins
 from hugepool.kernels.compiler import import_numba
 from hugepool.kernels.gather import FancyGather, NumbaGather, TakeGather
+from hugepool.kernels.matmat import NumbaMatmat, NumpyMatmat, ScipyMatmat
+from hugepool.kernels.narrow import FillNarrow, MatvecNarrow
+from hugepool.kernels.ordered import FillOrdered, MatvecOrdered, OrderX
+from hugepool.kernels.repeated import FillRepeated, MatvecRepeated
+from hugepool.kernels.scatter import NumbaScatterAdd, NumpyScatterAdd
+from hugepool.kernels.split import AddCarries, NumbaMatvecSplit, RowwiseMatvecSplit
 from hugepool.kernels.spmv import NumbaMatvec, NumpyMatvec, ScipyMatvec, import_scipy_sparse
 from hugepool.kernels.stream import (
     RandomLines,
@@ -24,6 +34,7 @@ from hugepool.kernels.stream import (
     numpy_sum,
     numpy_triad,
 )
+from hugepool.kernels.transposed import NumbaRmatvec, NumpyRmatvec, ScipyRmatvec, SumParts
 from hugepool_common.errors import InvalidSpecError, MissingExtraError
 
 __all__ = [
@@ -45,6 +56,31 @@ _KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
         "fancy-store": lambda: FancyGather(store=True),
     },
     "matvec": {"numba": NumbaMatvec, "scipy": ScipyMatvec, "numpy": NumpyMatvec},
+    "matvec_split": {
+        "numba": NumbaMatvecSplit,
+        "scipy": lambda: RowwiseMatvecSplit("scipy"),
+        "numpy": lambda: RowwiseMatvecSplit("numpy"),
+    },
+    "add_carries": {"numba": AddCarries, "numpy": lambda: AddCarries("numpy")},
+    "matmat": {"numba": NumbaMatmat, "scipy": ScipyMatmat, "numpy": NumpyMatmat},
+    "rmatvec": {"numba": NumbaRmatvec, "scipy": ScipyRmatvec, "numpy": NumpyRmatvec},
+    "sum_parts": {"numba": SumParts, "numpy": lambda: SumParts("numpy")},
+    "scatter_add": {"numba": NumbaScatterAdd, "numpy": NumpyScatterAdd},
+    "count_cells": {"numba": CountCells},
+    "fill_cells": {"numba": FillCells},
+    "fill_bins": {"numba": FillBins},
+    "empty_bins": {"numba": EmptyBins},
+    "count_products": {"numba": CountProducts},
+    "place_products": {"numba": PlaceProducts},
+    "fill_products": {"numba": FillProducts},
+    "sum_bins": {"numba": SumBins},
+    "fill_ordered": {"numba": FillOrdered},
+    "order_x": {"numba": OrderX},
+    "matvec_ordered": {"numba": MatvecOrdered},
+    "fill_repeated": {"numba": FillRepeated},
+    "matvec_repeated": {"numba": MatvecRepeated},
+    "fill_narrow": {"numba": FillNarrow},
+    "matvec_narrow": {"numba": MatvecNarrow},
     "copy": {"numba": numba_copy, "numpy": numpy_copy},
     "triad": {"numba": numba_triad, "numpy": numpy_triad},
     "sum": {"numba": numba_sum, "numpy": numpy_sum},

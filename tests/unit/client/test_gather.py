@@ -299,7 +299,7 @@ def test_prepare_writes_nothing_and_refuses_like_a_call() -> None:
 
 
 def test_unknown_names_are_refused_with_the_choices() -> None:
-    with pytest.raises(InvalidSpecError, match="gather matvec copy triad sum random_lines"):
+    with pytest.raises(InvalidSpecError, match="gather matvec .* random_lines"):
         kernels.resolve("scatter")
     with pytest.raises(InvalidSpecError, match="auto numba take fancy fancy-store"):
         kernels.resolve("gather", "fastest")

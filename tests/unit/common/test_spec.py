@@ -90,7 +90,7 @@ def many_members(number: int, count: int = 1) -> tuple[Member, ...]:
         ArraySpec("A", (2, 2), "<f8", "array", 0, "<i4"),
         ArraySpec("a/b", (2, 2), "<f8"),
         ArraySpec("A", (2, 2), "<f8", members=(Member("head", "<i8", 1),)),
-        ArraySpec("A", (2, 2), "<f8", "csr", 1, "<i4", made_of=1),
+        ArraySpec("A", (2, 2), "<f8", made_of=-1),
         ArraySpec("P", (2, 2), "<f8", "plan"),
         ArraySpec("P", (2, 2), "<f8", "plan", 1, members=(Member("head", "<i8", 1),)),
         ArraySpec("P", (2, 2), "<f8", "plan", members=(Member("head", "<i8", 1),), made_of=-1),

@@ -1,0 +1,140 @@
+"""The forms of a plan, as the phases that each consists of.
+
+``direct``: the kernel over the index or the matrix itself. ``binned``: values are
+sorted into bins, then put in order (gather and product). ``ordered``: columns in order
+of their use, so that the part of x that is used most stays in a cache. ``repeated``: runs
+of rows that are one another's copies, shifted, written down once. ``narrow``: columns in
+16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from hugepool import partition
+from hugepool.array import SharedArray, SharedObject
+from hugepool.kernels import binned, binned_product, narrow, ordered, repeated
+from hugepool.kernels.base import PlanArrays
+from hugepool.matrix import SharedMatrix
+from hugepool.phases import Phase
+from hugepool.plan_record import PlanSegment
+
+DIRECT = "direct"
+BINNED = "binned"
+ORDERED = "ordered"
+REPEATED = "repeated"
+NARROW = "narrow"
+
+Operands = Mapping[str, SharedObject]
+
+
+def phases(operation: str, form: str, operands: Operands, parts: int) -> tuple[Phase, ...]:
+    """What a run consists of.
+
+    Parameters
+    ----------
+    operation
+        ``gather`` or ``matvec``.
+    form
+        One of the five.
+    operands
+        ``x`` and ``out``; ``plan``, the payload; ``A`` of a matrix's plan; and scratch by role.
+    parts
+        How many parts each phase is cut into.
+    """
+    return _PHASES[operation, form](operands, parts)
+
+
+def _only(operands: Operands, *roles: str) -> dict[str, SharedObject]:
+    return {role: operands[role] for role in roles}
+
+
+def _arrays(operands: Operands) -> PlanArrays:
+    return PlanArrays(cast(PlanSegment, operands["plan"]).arrays)
+
+
+def _gather_direct(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    idx = cast(SharedArray, operands["plan"])
+    rows = partition.by_rows(math.prod(idx.shape), parts)
+    return (Phase("gather", {"x": operands["x"], "idx": idx, "out": operands["out"]}, rows),)
+
+
+def _gather_binned(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    plan = _arrays(operands)
+    return (
+        Phase(
+            "fill_bins",
+            _only(operands, "plan", "x", "bins"),
+            partition.by_nnz(binned.fill_work(plan), parts),
+            frozenset({"bins"}),
+        ),
+        Phase(
+            "empty_bins",
+            _only(operands, "plan", "bins", "out"),
+            partition.by_nnz(binned.empty_work(plan), parts),
+        ),
+    )
+
+
+def _matvec_direct(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    matrix = cast(SharedMatrix, operands["A"])
+    rows = partition.by_nnz(matrix.indptr, parts)
+    return (Phase("matvec", _only(operands, "A", "x", "out"), rows),)
+
+
+def _matvec_binned(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    plan = _arrays(operands)
+    return (
+        Phase(
+            "fill_products",
+            _only(operands, "plan", "x", "bins"),
+            partition.by_nnz(binned_product.fill_work(plan), parts),
+            frozenset({"bins"}),
+        ),
+        Phase(
+            "sum_bins",
+            _only(operands, "plan", "bins", "out"),
+            partition.by_nnz(binned_product.sum_work(plan), parts),
+        ),
+    )
+
+
+def _matvec_ordered(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    plan = _arrays(operands)
+    used = ordered.OrderedLayout.read(plan).used
+    return (
+        Phase(
+            "order_x",
+            _only(operands, "plan", "x", "permuted"),
+            partition.by_rows(used, parts),
+            frozenset({"permuted"}),
+        ),
+        Phase(
+            "matvec_ordered",
+            _only(operands, "plan", "permuted", "out"),
+            partition.by_nnz(ordered.ordered_work(plan), parts),
+        ),
+    )
+
+
+def _matvec_narrow(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    rows = partition.by_nnz(narrow.narrow_work(_arrays(operands)), parts)
+    return (Phase("matvec_narrow", _only(operands, "plan", "x", "out"), rows),)
+
+
+def _matvec_repeated(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    rows = partition.by_nnz(repeated.repeated_work(_arrays(operands)), parts)
+    return (Phase("matvec_repeated", _only(operands, "plan", "x", "out"), rows),)
+
+
+_PHASES: dict[tuple[str, str], Callable[[Operands, int], tuple[Phase, ...]]] = {
+    ("gather", DIRECT): _gather_direct,
+    ("gather", BINNED): _gather_binned,
+    ("matvec", DIRECT): _matvec_direct,
+    ("matvec", BINNED): _matvec_binned,
+    ("matvec", ORDERED): _matvec_ordered,
+    ("matvec", REPEATED): _matvec_repeated,
+    ("matvec", NARROW): _matvec_narrow,
+}

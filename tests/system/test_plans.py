@@ -1,0 +1,317 @@
+"""Plans through the public API: real workers, every form, other processes, bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hugepool
+from hugepool_common.units import round_up
+from support.extras import need
+from support.service import Service
+
+GATHER_FORMS = ("direct", "binned")
+MATVEC_FORMS = ("direct", "binned", "ordered", "narrow")
+
+
+@pytest.fixture(scope="module")
+def shared_pool() -> Iterator[hugepool.Pool]:
+    need("numba")
+    with hugepool.connect("embedded") as pool:
+        pool.start_workers(2)
+        yield pool
+
+
+@pytest.fixture
+def pool(shared_pool: hugepool.Pool) -> Iterator[hugepool.Pool]:
+    yield shared_pool
+    for name in names(shared_pool):
+        with contextlib.suppress(hugepool.ArrayNotFoundError):  # gone with another
+            shared_pool.destroy(name)
+
+
+def names(pool: hugepool.Pool) -> set[str]:
+    gc.collect()
+    pool.stats()  # what waits to be destroyed is sent with the next request
+    return {info.spec.name for info in pool.list()}
+
+
+def graph(rows: int, columns: int, per_row: int, seed: int = 3) -> Any:
+    """A random matrix with an empty row, a full row and columns of uneven use."""
+    sparse = importlib.import_module("scipy.sparse")
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, 2 * per_row, rows)
+    counts[rows // 2] = 0
+    row = np.repeat(np.arange(rows), counts)
+    column = (columns * random.random(len(row)) ** 3).astype(np.int64)
+    row = np.concatenate([row, np.full(columns, rows // 3)])
+    column = np.concatenate([column, np.arange(columns)])
+    data = random.integers(-8, 9, len(row)).astype("f8")
+    return sparse.csr_array((data, (row, column)), shape=(rows, columns))
+
+
+@pytest.mark.parametrize("form", GATHER_FORMS)
+@pytest.mark.parametrize("dtype", ["f8", "i4", "u8", "f4"])
+def test_a_planned_gather_is_the_gather(pool: hugepool.Pool, form: Any, dtype: str) -> None:
+    random = np.random.default_rng(1)
+    source = random.integers(0, 1 << 30, 300_000).astype(dtype)
+    idx = random.integers(0, len(source), (400, 1000))
+    with pool.put("x", source) as x:
+        plan = pool.plan_gather(idx, x, form=form)
+        assert plan.choice == form
+        np.testing.assert_array_equal(plan.run(x).array, source[idx])
+        again = pool.create("again", idx.shape, dtype)
+        assert plan.run("x", again, workers=1) is again
+        np.testing.assert_array_equal(again.array, source[idx])
+    pool.destroy("x")
+    pool.destroy("again")
+
+
+@pytest.mark.parametrize("form", MATVEC_FORMS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_planned_product_is_the_product(pool: hugepool.Pool, form: Any, workers: int) -> None:
+    matrix = graph(90_000, 60_000, 5)
+    x = np.random.default_rng(2).integers(-100, 100, 60_000).astype("f8")
+    A = pool.put("A", matrix)
+    plan = pool.plan_matvec(A, form=form, storage="auto", workers=workers)
+    assert plan.choice == form
+    result = plan.run(x, workers=workers)
+    # Small integers: sums are exact in any order.
+    np.testing.assert_array_equal(result.array, matrix @ x)
+    x[5], x[17] = np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(plan.run(x, workers=workers).array, matrix @ x)
+    pool.destroy("A")
+
+
+@pytest.mark.parametrize("values", ["same", "own"])
+@pytest.mark.parametrize("storage", ["exact", "compact"])
+def test_a_matrix_of_repeated_rows_is_planned_as_one(
+    pool: hugepool.Pool, values: str, storage: Any
+) -> None:
+    sparse = importlib.import_module("scipy.sparse")
+    line = sparse.diags_array([-1.0, 4.0, -1.0], offsets=(-1, 0, 1), shape=(120, 120))
+    matrix = sparse.csr_array(sparse.kronsum(line, line))
+    if values == "own":
+        matrix.data = np.random.default_rng(6).integers(1, 9, matrix.nnz).astype("f8")
+    A = pool.put("A", matrix)
+    plan = pool.plan_matvec(A, form="repeated", storage=storage)
+    assert plan.describe().payload_nbytes < A.nbytes
+    x = np.random.default_rng(7).random(120 * 120)
+    np.testing.assert_array_equal(plan.run(x, workers=2).array, matrix @ x)
+
+
+def test_rows_that_do_not_repeat_are_said_to(pool: hugepool.Pool) -> None:
+    A = pool.put("A", graph(300, 200, 4))
+    with pytest.raises(hugepool.InvalidSpecError, match="repeat"):
+        pool.plan_matvec(A, form="repeated")
+
+
+def test_a_small_source_is_gathered_directly_and_the_report_says_why(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(1000.0))
+    plan = pool.plan_gather(np.arange(0, 1000, 3), x)
+    report = plan.describe()
+    assert (report.choice, report.entries, report.rows) == ("direct", 334, 1000)
+    assert "cache" in report.reason
+    assert "direct" in str(report) and "cache" in str(report)
+    assert report.break_even == 0
+    pool.destroy("x")
+
+
+def test_the_report_tells_the_bytes_that_are_held(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.random.default_rng(4).random(200_000))
+    before = {info.spec.name for info in pool.list()}
+    for form in GATHER_FORMS:
+        plan = pool.plan_gather(np.arange(200_000)[::-1], x, name="p", form=form)  # type: ignore[arg-type]
+        held = [info for info in pool.list() if info.spec.name not in before]
+        assert sum(round_up(info.spec.nbytes, 64) for info in held) == pytest.approx(
+            plan.describe().nbytes, abs=64 * len(held)
+        )
+        assert plan.nbytes == plan.describe().nbytes
+        plan.detach()
+        pool.destroy("p")
+    assert names(pool) == before
+    pool.destroy("x")
+
+
+def test_an_unnamed_plan_goes_with_its_handle(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(1000.0))
+    before = names(pool)
+    plan = pool.plan_gather([3, 1], x, form="binned")
+    assert plan.run(x).array.tolist() == [3.0, 1.0]
+    assert len(names(pool)) > len(before)
+    del plan
+    assert names(pool) == before
+    pool.destroy("x")
+
+
+def test_a_plan_is_attached_by_name_in_another_process(service: Service) -> None:
+    need("numba")
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        matrix = graph(3000, 2000, 4)
+        pool.put("A", matrix)
+        idx = np.random.default_rng(5).integers(0, 2000, 5000)
+        pool.put("x", np.arange(2000.0))
+        for form in MATVEC_FORMS:
+            pool.plan_matvec("A", name=f"A.{form}", form=form, storage="auto")  # type: ignore[arg-type]
+        pool.plan_gather(idx, "x", name="g", form="binned")
+        seen = service.run(
+            "import hugepool, numpy as np\n"
+            "with hugepool.connect() as pool:\n"
+            "    A, x = pool.attach('A'), pool.attach('x')\n"
+            "    want = A.as_scipy() @ x.array\n"
+            f"    for form in {MATVEC_FORMS}:\n"
+            "        plan = pool.attach(f'A.{form}')\n"
+            "        assert plan.choice == form\n"
+            "        assert np.array_equal(plan.run(x).array, want), form\n"
+            "    print(int(pool.attach('g').run(x).array.sum()))\n"
+        )
+        assert seen.stderr == ""
+        assert seen.stdout.split() == [str(idx.sum())]
+
+
+def test_detaching_a_plan_leaves_the_matrix_to_its_owner(pool: hugepool.Pool) -> None:
+    matrix = graph(50, 40, 3)
+    A = pool.put("A", matrix)
+    with pool.plan_matvec(A):
+        pass
+    assert A.nnz == matrix.nnz
+    assert A.data.sum() == matrix.data.sum()
+
+
+def test_a_plan_goes_with_its_matrix(pool: hugepool.Pool) -> None:
+    before = names(pool)
+    A = pool.put("A", graph(500, 400, 3))
+    plans = [
+        pool.plan_matvec(A, form=form, storage="auto", name=f"p-{form}")  # type: ignore[arg-type]
+        for form in MATVEC_FORMS
+    ]
+    pool.destroy("A")
+    pool.put("A", graph(500, 400, 3, seed=9))
+    for plan in plans:
+        with pytest.raises((hugepool.ArrayNotFoundError, hugepool.SegmentChangedError)):
+            plan.run(np.ones(400))
+        with pytest.raises(hugepool.ArrayNotFoundError):
+            pool.attach(plan.name)
+        plan.detach()
+    A.detach()
+    pool.destroy("A")
+    assert names(pool) == before
+
+
+def test_later_writes_to_the_index_change_nothing(pool: hugepool.Pool) -> None:
+    idx = pool.create("idx", 100, "i8")
+    idx.array[:] = np.arange(100)
+    x = pool.put("x", np.arange(100.0))
+    for form in GATHER_FORMS:
+        plan = pool.plan_gather(idx, x, form=form)  # type: ignore[arg-type]
+        idx.array[:] = 1 << 40
+        np.testing.assert_array_equal(plan.run(x).array, np.arange(100.0))
+        idx.array[:] = np.arange(100)
+    pool.destroy("idx")
+    pool.destroy("x")
+
+
+@pytest.mark.parametrize("form", ["auto", *GATHER_FORMS])
+@pytest.mark.parametrize("bad", [-1, 100, 1 << 40])
+def test_an_index_out_of_range_is_named_and_nothing_stays(
+    pool: hugepool.Pool, form: Any, bad: int
+) -> None:
+    x = pool.put("x", np.arange(100.0))
+    before = names(pool)
+    idx = np.arange(90)
+    idx[37] = bad
+    with pytest.raises(hugepool.IndexOutOfRangeError, match=rf"{bad} at position 37"):
+        pool.plan_gather(idx, x, form=form, name="p")
+    assert names(pool) == before
+    pool.destroy("x")
+
+
+def test_wrong_arguments_are_refused_and_nothing_stays(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(100.0))
+    table = pool.put("table", np.zeros((10, 10)))
+    A = pool.put("A", graph(50, 100, 3))
+    before = names(pool)
+    refused = hugepool.InvalidSpecError
+    calls: list[Any] = [
+        lambda: pool.plan_gather([1], table),
+        lambda: pool.plan_gather([0.5], x),
+        lambda: pool.plan_gather([1], x, uses=0),
+        lambda: pool.plan_gather([1], x, form="ordered"),
+        lambda: pool.plan_gather([1], x, name="no/name"),
+        lambda: pool.plan_gather([1], x, name="n" * 120),
+        lambda: pool.plan_gather([1], x, workers=0),
+        lambda: pool.plan_gather([1], A),
+        lambda: pool.plan_matvec(x),
+        lambda: pool.plan_matvec(A, storage="tight"),  # type: ignore[arg-type]
+        lambda: pool.plan_matvec(A, form="best"),  # type: ignore[arg-type]
+        lambda: pool.plan_matvec(A, uses=-1),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(refused):
+            call()
+            pytest.fail(f"call {number} was let through")
+        assert names(pool) == before
+    with pytest.raises(hugepool.ArrayExistsError):
+        pool.plan_gather([1], x, name="x")
+    assert names(pool) == before
+    plan = pool.plan_gather([1, 2], x)
+    out = pool.create("out", 2)
+    sealed = pool.put("sealed", np.zeros(2))
+    for arguments in (
+        (np.zeros(99),),
+        (np.zeros(100, "f4"),),
+        (x, sealed),
+        (x, x),
+        (x, pool.create("wide", 3)),
+        (x, pool.create("ints", 2, "i8")),
+    ):
+        with pytest.raises(hugepool.HugepoolError):
+            plan.run(*arguments)
+    assert not out.array.any() and not sealed.array.any()
+    del plan
+    for name in names(pool):
+        pool.destroy(name)
+
+
+def test_an_open_matrix_cannot_be_planned(pool: hugepool.Pool) -> None:
+    A = pool.put("A", graph(50, 100, 3), seal=False)
+    with pytest.raises(hugepool.InvalidSpecError, match="seal"):
+        pool.plan_matvec(A)
+    pool.destroy("A")
+
+
+def test_compact_storage_rounds_and_exact_does_not(pool: hugepool.Pool) -> None:
+    matrix = graph(400, 300, 5)
+    matrix.data += 1 / 3
+    x = np.random.default_rng(8).random(300)
+    A = pool.put("A", matrix)
+    exact = pool.plan_matvec(A).run(x).array
+    np.testing.assert_array_equal(exact, matrix @ x)
+    compact = pool.plan_matvec(A, storage="compact", form="narrow").run(x).array
+    bound = 2.0**-23 * (abs(matrix) @ abs(x))
+    assert (abs(compact - exact) <= bound).all()
+    assert (compact != exact).any()
+    pool.destroy("A")
+
+
+def test_empty_plans(pool: hugepool.Pool) -> None:
+    sparse = importlib.import_module("scipy.sparse")
+    x = pool.put("x", np.arange(4.0))
+    for form in GATHER_FORMS:
+        assert pool.plan_gather([], x, form=form).run(x).array.shape == (0,)  # type: ignore[arg-type]
+    for rows, columns in ((0, 4), (3, 0), (3, 4), (1, 1)):
+        A = pool.put("A", sparse.csr_array((rows, columns), dtype="f8"))
+        for form in ("auto", *MATVEC_FORMS):
+            plan = pool.plan_matvec(A, form=form, storage="auto")  # type: ignore[arg-type]
+            assert plan.run(np.ones(columns)).array.tolist() == [0.0] * rows
+        A.detach()
+        pool.destroy("A")
+    pool.destroy("x")
