@@ -1,0 +1,156 @@
+"""Every program of ``benchmarks/`` runs, checks its results and writes what it found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = Path(__file__).parent.parent.parent / "benchmarks"
+
+pytest.importorskip("scipy", reason="the programs check their results against SciPy's")
+
+
+def run_program(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, str(PROGRAMS / f"{name}.py"), *words),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def told(path: Path, name: str, *words: str) -> dict[str, Any]:
+    done = run_program(name, *words, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
+
+
+def names(contest: dict[str, Any]) -> set[str]:
+    return {entry["name"] for entry in contest["entries"]}
+
+
+def test_gathers_of_ours_and_of_numpy_are_equal_and_timed(tmp_path: Path) -> None:
+    words = ("--size", "1MB", "--rounds", "2", "--pages", "4K", "--peers", "numpy")
+    (contest,) = told(tmp_path / "run.json", "gather", *words)["contests"]
+    assert names(contest) >= {"pool.gather(out)", "pool.gather", "numpy take(clip, out)"}
+    for entry in contest["entries"]:
+        assert len(entry["samples_ns"]) == 2
+        assert min(entry["samples_ns"]) > 0
+        if entry["group"] != "limit":
+            assert entry["agreement"] == "bit for bit", entry["name"]
+
+
+@pytest.mark.parametrize(
+    "matrix", ["uniform", "kronecker:8", "stencil:8", "arrow", "dense-rows", "depends:1"]
+)
+def test_products_with_every_kind_of_matrix_agree(tmp_path: Path, matrix: str) -> None:
+    words = ("--size", "200KB", "--rounds", "1", "--pages", "4K", "--peers", "scipy")
+    run = told(tmp_path / "run.json", "matvec", *words, "--matrix", matrix, "--workers", "1")
+    (contest,) = run["contests"]
+    assert contest["title"].startswith(f"{matrix}: ")
+    assert names(contest) >= {"pool.matvec(out)", "scipy A @ x", "scipy csr_matvec(y)"}
+    computed = [entry for entry in contest["entries"] if entry["group"] != "limit"]
+    assert all(entry["agreement"] for entry in computed)
+    ratios = {(one["ours"], one["peer"]) for one in contest["ratios"]}
+    assert ("pool.matvec(out)", "scipy A @ x") in ratios
+
+
+def test_a_step_is_timed_by_every_way_that_is_there(tmp_path: Path) -> None:
+    words = ("--size", "200", "--rounds", "1", "--steps", "3", "--pages", "4K", "--workers", "2")
+    run = told(tmp_path / "run.json", "dispatch", *words, "--peers", "multiprocessing")
+    (contest,) = run["contests"]
+    assert names(contest) >= {
+        "pool.matvec(out)",
+        "multiprocessing Pipe",
+        "multiprocessing Pool.map",
+    }
+    assert all(len(entry["samples_ns"]) == 3 for entry in contest["entries"])
+
+
+def test_making_and_attaching_are_timed_by_stages(tmp_path: Path) -> None:
+    run = told(tmp_path / "run.json", "create_attach", "--size", "1MB", "--rounds", "2")
+    assert [contest["title"].partition(":")[0] for contest in run["contests"]] == [
+        "create and fill",
+        "attach",
+        "attach and first pass",
+        "second pass",
+    ]
+    for contest in run["contests"]:
+        expected = {"hugepool", "multiprocessing shared_memory", "numpy memmap"}
+        assert names(contest) == expected
+
+
+def test_scaling_compares_every_count_with_one_process(tmp_path: Path) -> None:
+    words = ("--size", "300KB", "--rounds", "1", "--pages", "4K", "--matrix", "stencil")
+    run = told(tmp_path / "run.json", "scaling", *words)
+    gathers, products = run["contests"]
+    assert "pool.gather(out)" in names(gathers)
+    assert "pool.matvec(out)" in names(products)
+    workers = {entry["workers"] for entry in products["entries"]}
+    assert {one["workers"] for one in products["scalings"]} == workers - {1}
+
+
+def test_matrices_are_canonical_and_the_same_for_a_seed() -> None:
+    code = """
+import numpy, scipy.sparse, matrices
+for name in matrices.RECIPES:
+    made, again = (matrices.make_matrix(name, 100_000, seed=3)[0] for _ in range(2))
+    other = matrices.make_matrix(name, 100_000, seed=4)[0]
+    for role in ("indptr", "indices", "data"):
+        assert numpy.array_equal(getattr(made, role), getattr(again, role)), (name, role)
+    assert name == "stencil" or not numpy.array_equal(made.data[:9], other.data[:9]), name
+    given = (made.data, made.indices, made.indptr)
+    checked = scipy.sparse.csr_array(given, shape=made.shape)
+    checked.check_format(full_check=True)
+    assert checked.has_canonical_format, name
+    print(name, made.nnz)
+"""
+    done = subprocess.run(
+        (sys.executable, "-c", code), cwd=PROGRAMS, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 8
+
+
+def test_the_table_and_the_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "run.png"
+    words = ("--size", "200KB", "--rounds", "1", "--workers", "1", "--matrix", "stencil")
+    done = run_program("matvec", *words, "--peers", "scipy", "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    assert "(columns) over peers (rows)" in done.stdout
+    assert "scipy csr_matvec(y)" in done.stdout
+    assert "round 1 of 1" in done.stderr
+    assert "\x1b" not in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--matrix", "hilbert"), "'hilbert' is not of"),
+        (("--pages", "3K"), "'3K' is not of 2M,4K"),
+        (("--workers", "100000"), "every worker needs a CPU of its own"),
+        (("--size", "lots"), "is not a number of bytes"),
+        (("--rounds", "0"), "must be 1 or more"),
+        (("--forms", "woven"), "'woven' is not of"),
+    ],
+)
+def test_bad_choices_are_refused(words: tuple[str, ...], said: str) -> None:
+    done = run_program("matvec", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_what_does_not_fit_into_memory_is_refused() -> None:
+    done = run_program("gather", "--size", "8MB", "--gathers", "1e12", "--pages", "4K")
+    assert done.returncode == 1
+    assert "may be taken" in done.stderr
