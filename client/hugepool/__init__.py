@@ -10,6 +10,8 @@
 from hugepool.array import SharedArray
 from hugepool.connection import connect
 from hugepool.matrix import SharedMatrix
+from hugepool.plan import SharedPlan
+from hugepool.plan_record import PlanReport
 from hugepool.pool import Pool
 from hugepool.timings import JobTimings
 from hugepool_common._version import __version__
@@ -64,12 +66,14 @@ __all__ = [
     "NotEnoughPagesError",
     "NotPermittedError",
     "PageReport",
+    "PlanReport",
     "Pool",
     "ProtocolError",
     "RequestTimeoutError",
     "SegmentChangedError",
     "SharedArray",
     "SharedMatrix",
+    "SharedPlan",
     "Timing",
     "UnsupportedPlatformError",
     "__version__",

@@ -24,10 +24,14 @@ from hugepool_common.messages import (
     Stats,
     SubmitJob,
     View,
+    WorkerInfo,
 )
 
 WORKER_START_TIMEOUT_S = 120.0
 _POLL_S = 0.02
+
+CREW_KERNEL = "crew"
+"""Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
 
 class JobRunner:
@@ -87,9 +91,10 @@ class JobRunner:
             return JobTimings.of(self._channel.request(job, JobDone))
 
     def worker_count(self, wanted: int | None) -> int:
-        """Make sure that `wanted` workers are registered, or any at all; say how many to use.
+        """Make sure that `wanted` workers are there, or any at all; say how many to use.
 
-        With None: all that are registered, else one per CPU of this process is started.
+        With None: all that are there, else one per CPU of this process is started. Members
+        of a crew are not there for others.
 
         Raises
         ------
@@ -145,7 +150,7 @@ class JobRunner:
             workers = self._channel.request(Stats(), Counted).workers
             # By pid, for others may end meanwhile; by number, for a coordinator in
             # another pid namespace knows ours by other pids.
-            if pids <= {worker.pid for worker in workers} or len(workers) >= wanted:
+            if pids <= {worker.pid for worker in workers} or _outside(workers) >= wanted:
                 return
             ended = [child for child in started if child.poll() is not None]
             if ended or time.monotonic() > deadline:
@@ -159,7 +164,12 @@ class JobRunner:
             time.sleep(_POLL_S)
 
     def _registered(self) -> int:
-        return len(self._channel.request(Stats(), Counted).workers)
+        return _outside(self._channel.request(Stats(), Counted).workers)
+
+
+def _outside(workers: Sequence[WorkerInfo]) -> int:
+    """How many are in no crew."""
+    return sum(worker.kernel != CREW_KERNEL for worker in workers)
 
 
 def _described(role: str, operand: SharedObject | str, writable: bool, view: View) -> Operand:

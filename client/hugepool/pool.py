@@ -13,6 +13,8 @@ from typing import Self
 
 from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
+from hugepool.crew import PATIENCE_S, Crew, checked_size
+from hugepool.crew_cpus import usable_cpus
 from hugepool.jobs import JobRunner
 from hugepool.planning import Planning
 from hugepool_common.messages import (
@@ -99,6 +101,55 @@ class Pool(Planning):
     def shutdown(self) -> None:
         """Ask the coordinator to drain and end; its arrays go with it."""
         self._channel.request(Shutdown(), ShuttingDown)
+
+    def crew(
+        self, workers: int | None = None, *, pin: bool = False, patience_s: float = PATIENCE_S
+    ) -> Crew:
+        """Workers that repeat planned steps together; a step costs microseconds.
+
+        Parameters
+        ----------
+        workers
+            How many take part; **the calling process is one of them**, and missing ones are
+            started. Default: one per CPU that this process may use.
+        pin
+            Keep each participant, and so the calling thread, on a CPU of its own.
+        patience_s
+            Seconds without progress after which a worker is taken for hung, and killed.
+
+        Returns
+        -------
+        Crew
+            A context manager; see :class:`hugepool.crew.Crew`.
+
+        Raises
+        ------
+        InvalidSpecError
+            `workers` is no count that a crew can have.
+        NoWorkersError
+            They could not be started, or are busy for two minutes.
+        MissingExtraError
+            numba is not installed.
+
+        Examples
+        --------
+        >>> with pool.crew(workers=2) as crew:  # doctest: +SKIP
+        ...     step = crew.prepare(plan, x, out)
+        ...     for _ in range(1000):
+        ...         step()
+        """
+        count = usable_cpus() if workers is None else checked_size(workers)
+        idle = sum(not worker.busy for worker in self.stats().workers)
+        if count - 1 > idle:
+            self._jobs.start(count - 1 - idle)
+        return Crew(
+            self.address,
+            workers=count,
+            pin=pin,
+            patience_s=patience_s,
+            huge_pages=self._huge_pages,
+            page_size=self._page_size,
+        )
 
     @contextmanager
     def timed(self, label: str, items: int = 0) -> Iterator[None]:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from hugepool import kernels
+from hugepool import crew_member, kernels
 from hugepool.channel import Channel
 from hugepool.counters import TlbCounter
 from hugepool.operands import HeldOperands
@@ -87,7 +87,7 @@ class Worker:
         bool
             Whether the end was in order: False if the coordinator went without a word.
         """
-        watch = [self._stop_reader] + ([self._parent_fd] if self._parent_fd >= 0 else [])
+        watch = self._watched
         try:
             while True:
                 notice = self._channel.next_notice(None, watch=watch)
@@ -105,6 +105,11 @@ class Worker:
             return False
         finally:
             self.close()
+
+    @property
+    def _watched(self) -> list[int]:
+        """What ends this worker when it becomes readable."""
+        return [self._stop_reader] + ([self._parent_fd] if self._parent_fd >= 0 else [])
 
     def close(self) -> None:
         """Leave: the coordinator hands our part, if any, to another worker."""
@@ -126,7 +131,7 @@ class Worker:
         return PartDone(part.job, part.part, part.epoch, timing)
 
     def _timed(self, part: RunPart) -> Timing:
-        kernel = kernels.resolve(part.kernel, part.implementation)
+        kernel = self._kernel(part)
         held = {operand.role: self._operands.hold(operand) for operand in part.operands}
         operands = {role: one.operand for role, one in held.items()}
         kernel.prepare(operands)  # compiling is no part of the run
@@ -155,6 +160,11 @@ class Worker:
             tlb_misses=self._tlb.misses,
             tlb_note=self._tlb.note,
         )
+
+    def _kernel(self, part: RunPart) -> kernels.Kernel:
+        if part.kernel == crew_member.KERNEL:
+            return crew_member.Membership(self._channel, self._watched)
+        return kernels.resolve(part.kernel, part.implementation)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:

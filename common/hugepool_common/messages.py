@@ -132,6 +132,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: tuple[int, ...]
     busy: bool
     parts_done: int
+    kernel: str = ""
+    """What it is at, perhaps cut short; empty if it is idle."""
 
 
 # Requests ---------------------------------------------------------------------

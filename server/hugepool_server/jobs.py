@@ -41,6 +41,7 @@ TIMINGS_KEPT = 32
 
 _CPUS_TOLD = 4096
 _LABEL_BYTES = 64
+_KERNEL_BYTES = 24
 _NOTE_BYTES = 96
 
 
@@ -255,6 +256,7 @@ class Jobs:
                 cpus=worker.cpus if told else (),
                 busy=worker.running is not None,
                 parts_done=worker.parts_done,
+                kernel=_cut(worker.running.job.kernel, _KERNEL_BYTES) if worker.running else "",
             )
             for worker in self.workers
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hugepool.kernels import normalise
 from hugepool.kernels.base import CsrArrays, Kernel, Operands, Work, last_level_cache_bytes
 from hugepool.kernels.binned import CountCells, EmptyBins, FillBins, FillCells
 from hugepool.kernels.binned_product import CountProducts, FillProducts, PlaceProducts, SumBins
@@ -81,6 +82,7 @@ _KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
     "matvec_repeated": {"numba": MatvecRepeated},
     "fill_narrow": {"numba": FillNarrow},
     "matvec_narrow": {"numba": MatvecNarrow},
+    **{name: {"numba": make} for name, make in normalise.kernels().items()},
     "copy": {"numba": numba_copy, "numpy": numpy_copy},
     "triad": {"numba": numba_triad, "numpy": numpy_triad},
     "sum": {"numba": numba_sum, "numpy": numpy_sum},

@@ -1,0 +1,202 @@
+"""Crews whose members, leader or coordinator are killed or stopped: they go on or end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import hugepool
+from hugepool.array import SharedArray
+from hugepool.crew import Crew
+from hugepool.matrix import SharedMatrix
+from hugepool.pool import Pool
+from support.crews import Product, crew_of, dominant_matrix, power_iterates
+from support.extras import need
+from support.host import settles
+from support.service import Service
+
+need("numba")
+
+pytestmark = pytest.mark.timeout(180)
+
+ROWS = 3000
+STEPS = 3000
+
+LEADER = """
+import numpy as np, hugepool
+from hugepool.crew import Crew
+from support.crews import Product
+pool = hugepool.connect()
+A, x = pool.attach("A"), pool.attach("x", readonly=False)
+crew = Crew(pool.address, workers=2)
+print("ready", flush=True)
+crew.iterate(Product(A), x, 1 << 40, "l2")
+"""
+
+
+@pytest.fixture
+def matrix() -> scipy.sparse.csr_array:
+    return dominant_matrix(ROWS)
+
+
+@pytest.fixture
+def pool(matrix: scipy.sparse.csr_array) -> Iterator[Pool]:
+    with hugepool.connect("embedded") as made:
+        made.start_workers(2)
+        yield made
+
+
+def shared(pool: Pool, matrix: scipy.sparse.csr_array) -> tuple[SharedMatrix, SharedArray]:
+    x = pool.create("x", ROWS)
+    x.array[:] = 1
+    return pool.put("A", matrix), x
+
+
+def send_soon(pid: int, number: int) -> threading.Timer:
+    """A signal while a run of some seconds is under way."""
+    timer = threading.Timer(0.3, os.kill, (pid, number))
+    timer.start()
+    return timer
+
+
+def run_until_lost(crew: Crew, A: SharedMatrix, x: SharedArray) -> int:
+    """Iterate until the crew has lost a member; how many steps that took."""
+    steps = 0
+    while not crew.losses:
+        crew.iterate(Product(A), x, STEPS, "l2")
+        steps += STEPS
+    return steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_run_goes_on_without_a_member(
+    pool: Pool, matrix: scipy.sparse.csr_array, number: int
+) -> None:
+    A, x = shared(pool, matrix)
+    with crew_of(pool, 2) as crew:
+        victim = crew.members[0]
+        timer = send_soon(victim, number)
+        steps = run_until_lost(crew, A, x)
+        timer.join()
+        assert [loss.pid for loss in crew.losses] == [victim]
+    expected, _ = power_iterates(matrix, np.ones(ROWS), steps)
+    np.testing.assert_allclose(x.array, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_another_worker_takes_the_seat(pool: Pool, matrix: scipy.sparse.csr_array) -> None:
+    A, x = shared(pool, matrix)
+    with (
+        pool.create("y", ROWS) as y,
+        crew_of(pool, 2) as crew,
+        crew.prepare(Product(A), x, y) as step,
+    ):
+
+        def replaced(number: int) -> bool:
+            y.array[:] = 0
+            step()
+            np.testing.assert_array_equal(y.array, matrix @ x.array)
+            return len(crew.losses) == number and len(crew.members) == 1
+
+        for number in (1, 2):
+            pool.start_workers(1)
+            os.kill(crew.members[0], signal.SIGKILL)
+            assert settles(partial(replaced, number), 60)
+
+
+def test_a_member_that_dies_between_steps(pool: Pool, matrix: scipy.sparse.csr_array) -> None:
+    A, x = shared(pool, matrix)
+    with pool.create("y", ROWS) as y, crew_of(pool, 3) as crew:
+        step = crew.prepare(Product(A), x, y)
+        for victim in crew.members:
+            os.kill(victim, signal.SIGKILL)
+        step()
+        np.testing.assert_array_equal(y.array, matrix @ x.array)
+
+        def both_are_missed() -> bool:
+            step()
+            return len(crew.losses) == 2
+
+        assert settles(both_are_missed, 20)
+        step.release()
+
+
+def test_members_of_a_killed_leader_are_idle_again(
+    service: Service, matrix: scipy.sparse.csr_array
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        A, x = shared(pool, matrix)
+        pool.start_workers(1)
+        (worker,) = pool.stats().workers
+        tests = os.path.dirname(os.path.dirname(__file__))
+        path = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+        leader = service.spawn(sys.executable, "-c", LEADER, PYTHONPATH=path)
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == "ready\n"
+        leader.kill()
+        leader.wait()
+        assert settles(lambda: not pool.stats().workers[0].busy, 20)
+        assert [found.pid for found in pool.stats().workers] == [worker.pid]
+        x.array[:] = 1
+        result = pool.matvec(A, x, workers=1)
+        np.testing.assert_array_equal(result.array, matrix @ x.array)
+        left = {"A", "x", result.name}
+        assert settles(lambda: {info.spec.name for info in pool.list()} == left)
+
+
+def test_steps_go_on_without_the_coordinator(
+    service: Service, matrix: scipy.sparse.csr_array
+) -> None:
+    service.start()
+    pool = hugepool.connect(service.address)
+    A, x = shared(pool, matrix)
+    y = pool.create("y", ROWS)
+    with crew_of(pool, 2) as crew:
+        step = crew.prepare(Product(A), x, y)
+        service.kill()
+        for _ in range(100):
+            y.array[:] = 0
+            step()
+            np.testing.assert_array_equal(y.array, matrix @ x.array)
+        assert crew.losses == ()
+    pool.close()
+
+
+def test_a_crew_outlives_its_pool_for_no_harm(matrix: scipy.sparse.csr_array) -> None:
+    pool = hugepool.connect("embedded")
+    pool.start_workers(1)
+    A, x = shared(pool, matrix)
+    y = pool.create("y", ROWS)
+    crew = Crew(pool.address, workers=2)
+    step = crew.prepare(Product(A), x, y)
+    pool.close()
+    step()
+    np.testing.assert_array_equal(y.array, matrix @ x.array)
+    crew.close()
+
+
+def test_a_forked_child_cannot_order_members_about(
+    pool: Pool, matrix: scipy.sparse.csr_array
+) -> None:
+    A, x = shared(pool, matrix)
+    with pool.create("y", ROWS) as y, crew_of(pool, 2) as crew:
+        step = crew.prepare(Product(A), x, y)
+        child = os.fork()
+        if child == 0:
+            try:
+                step()
+            except hugepool.HugepoolError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        step()
+        np.testing.assert_array_equal(y.array, matrix @ x.array)
+        step.release()
