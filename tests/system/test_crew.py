@@ -314,14 +314,15 @@ def test_empty_parts_and_more_workers_than_rows(pool: Pool) -> None:
 def test_a_plan_of_every_form_is_stepped(
     pool: Pool, matrix: scipy.sparse.csr_array, shared: Shared, form: Any, workers: int
 ) -> None:
-    with pool.plan_matvec(shared.A, form=form) as plan, pool.crew(workers=workers) as crew:
-        with crew.prepare(plan, shared.x, shared.y) as step:
-            for factor in (1.0, 3.0):
-                shared.x.array[:] *= factor
-                step()
-                np.testing.assert_allclose(
-                    shared.y.array, matrix @ shared.x.array, rtol=1e-13, atol=0
-                )
+    with (
+        pool.plan_matvec(shared.A, form=form) as plan,
+        pool.crew(workers=workers) as crew,
+        crew.prepare(plan, shared.x, shared.y) as step,
+    ):
+        for factor in (1.0, 3.0):
+            shared.x.array[:] *= factor
+            step()
+            np.testing.assert_allclose(shared.y.array, matrix @ shared.x.array, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("form", ["direct", "binned"])

@@ -40,7 +40,7 @@ def test_scripts_run_in_order_as_in_three_shells(service: Service) -> None:
     assert serve.stdout is not None
     assert serve.stdout.readline().strip() == service.address
     service.spawn(f"{BIN}/hugepool", *SERVICES[1][1:], **environment)
-    assert len(SCRIPTS) == 3
+    assert len(SCRIPTS) == 4
     outputs = []
     for script in SCRIPTS:
         done = subprocess.run(
@@ -53,12 +53,14 @@ def test_scripts_run_in_order_as_in_three_shells(service: Service) -> None:
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    private, first, second = outputs
+    private, first, second, third = outputs
     assert "<SharedArray 'x' (5000000,) float64 40 MB sealed" in private
     assert "on 2 worker(s)" in first
     total = float(re.search(r"sum ([0-9.e+]+)", first)[1])  # type: ignore[index]
     assert float(second.split()[0]) == pytest.approx(total)
     assert re.findall(r"^(\w+) \(", second, re.MULTILINE) == ["A", "x"]
+    assert third.startswith("matvec plan of ")
+    assert float(re.search(r"highest rank ([0-9.]+)", third)[1]) > 1  # type: ignore[index]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
