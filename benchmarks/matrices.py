@@ -8,6 +8,7 @@ Values are float64 from [0, 1), but for the stencil; indices are int32 where the
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
 from collections.abc import Callable
@@ -146,6 +147,13 @@ def stencil(edge: int, seed: int = 0) -> CsrMatrix:
     return generators.stencil(edge)
 
 
+def varied_stencil(edge: int, seed: int = 0) -> CsrMatrix:
+    """The same structure with values of its own at every place, as of a medium that varies."""
+    made = generators.stencil(edge)
+    values = np.random.default_rng([seed, edge]).random(len(made.data)) + 0.5
+    return dataclasses.replace(made, data=values)
+
+
 def arrow(rows: int, seed: int = 0) -> CsrMatrix:
     """A full first row, a full first column and the diagonal: ``3 * rows - 2`` entries."""
     generator = np.random.default_rng([seed, rows])
@@ -254,6 +262,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "stencil": Recipe(
         stencil, lambda entries: max(1, round(math.cbrt(entries / STENCIL_POINTS))), local=True
+    ),
+    "stencil-varied": Recipe(
+        varied_stencil,
+        lambda entries: max(1, round(math.cbrt(entries / STENCIL_POINTS))),
+        local=True,
     ),
     "arrow": Recipe(arrow, lambda entries: max(1, entries // 3), local=True),
     "dense-rows": Recipe(dense_rows, lambda entries: max(1, entries)),

@@ -39,7 +39,7 @@ from peers import PRODUCT_PEERS
 from report import Contest, new_run, publish
 from setting import Setting, stream_nbytes
 
-FORMS = ("auto", "direct", "binned", "ordered", "narrow", "compact")
+FORMS = ("auto", "direct", "binned", "ordered", "repeated", "narrow", "compact")
 _PLAN_BYTES = 36
 """Of an entry, in all forms together, at most."""
 _ROUNDING_32 = 2.0**-24
