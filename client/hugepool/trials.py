@@ -17,8 +17,12 @@ from hugepool_common.pages import read_host
 from hugepool_common.spec import Member
 from hugepool_common.units import format_bytes
 
-_ROUNDS = 3
-"""Timed runs of each form; the fastest counts, for what disturbs a run only adds to it."""
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
+_TIMED_NS = 100_000_000
+"""Timed runs of each form: so many that they take this long together, within these bounds.
+
+The fastest counts, for what disturbs a run only adds to it.
+"""
 _WORTH_TRYING = 1.3
 """A form is built although it is predicted to take this many times as long as the direct one."""
 _MOST_MEMORY = 0.8
@@ -188,7 +192,10 @@ class Trials:
                         why_not = str(error)
                 passed_over.append(f"{proposal.form} was not tried: {why_not}")
         if len(self._entrants) > 1:
-            for _ in range(_ROUNDS):
+            self._time()
+            fastest_ns = max(min(self.measured_ns.values()), 1)
+            rounds = min(max(_TIMED_NS // fastest_ns, _FEWEST_ROUNDS), _MOST_ROUNDS)
+            for _ in range(rounds - 1):
                 self._time()
         return self._keep(hope, passed_over)
 
