@@ -39,8 +39,8 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers
         Worker processes that the times are of.
     measured_ns
-        The fastest whole run of each form that was tried, from the first kernel's
-        start to the last one's end.
+        The median run of each form that was tried: kernels' time, from the first start
+        to the last end of each phase.
     predicted_ns
         What was expected of each form before it was built.
     build_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +22,8 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
 _TIMED_NS = 100_000_000
 """Timed runs of each form: so many that they take this long together, within these bounds.
 
-The fastest counts, for what disturbs a run only adds to it.
+Forms are run in turns and their medians compared: what a user will see of them, not what
+each does at its best.
 """
 _WORTH_TRYING = 1.3
 """A form is built although it is predicted to take this many times as long as the direct one."""
@@ -135,8 +137,12 @@ class Trials:
 
     @property
     def measured_ns(self) -> dict[str, int]:
-        """The fastest run of each form that was timed."""
-        return {form: min(one.times_ns) for form, one in self._entrants.items() if one.times_ns}
+        """The median run of each form that was timed."""
+        return {
+            form: int(statistics.median(one.times_ns))
+            for form, one in self._entrants.items()
+            if one.times_ns
+        }
 
     @property
     def scratch(self) -> dict[str, SharedArray]:
