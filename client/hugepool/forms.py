@@ -1,6 +1,7 @@
 """The forms of a plan, as the phases that each consists of.
 
-``direct``: the kernel over the index or the matrix itself. ``binned``: values are
+``direct``: the kernel over the index or the matrix itself, rows cut where one is longer
+than a part. ``binned``: values are
 sorted into bins, then put in order (gather and product). ``ordered``: columns in order
 of their use, so that the part of x that is used most stays in a cache. ``repeated``: runs
 of rows that are one another's copies, shifted, written down once. ``narrow``: columns in
@@ -10,16 +11,19 @@ of rows that are one another's copies, shifted, written down once. ``narrow``: c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from hugepool import partition
+import numpy as np
+
+from hugepool import partition, products
 from hugepool.array import SharedArray, SharedObject
 from hugepool.kernels import binned, binned_product, narrow, ordered, repeated
 from hugepool.kernels.base import PlanArrays
 from hugepool.matrix import SharedMatrix
 from hugepool.phases import Phase
 from hugepool.plan_record import PlanSegment
+from hugepool_common.spec import Member
 
 DIRECT = "direct"
 BINNED = "binned"
@@ -40,11 +44,40 @@ def phases(operation: str, form: str, operands: Operands, parts: int) -> tuple[P
     form
         One of the five.
     operands
-        ``x`` and ``out``; ``plan``, the payload; ``A`` of a matrix's plan; and scratch by role.
+        ``x`` and ``out``; ``plan``, the payload; ``A`` of a matrix's plan; and scratch by role,
+        that of :func:`cut_scratch` for as many parts included.
     parts
         How many parts each phase is cut into.
     """
     return _PHASES[operation, form](operands, parts)
+
+
+def cut_scratch(
+    operation: str,
+    form: str,
+    operands: Operands,
+    parts: int,
+    make: Callable[[Sequence[Member]], dict[str, SharedArray]],
+) -> dict[str, SharedArray]:
+    """Scratch that a run in so many parts needs besides, ready for use; mostly none.
+
+    Parameters
+    ----------
+    operation, form, operands, parts
+        As for :func:`phases`.
+    make
+        Makes arrays.
+    """
+    if (operation, form) != ("matvec", DIRECT):
+        return {}
+    indptr = cast(SharedMatrix, operands["A"]).indptr
+    ratio, entries = partition.excess(indptr, partition.by_nnz(indptr, parts))
+    if ratio <= products.CUT_ROWS_ABOVE or entries < products.CUT_ROWS_ENTRIES:
+        return {}
+    dtype = cast(SharedArray, operands["out"]).spec.dtype
+    made = make((Member("bounds", "<i8", 2 * (parts + 1)), Member("carry", dtype, 2 * parts)))
+    made["bounds"].array[:] = np.concatenate(partition.merge_path(indptr, parts))
+    return made
 
 
 def _only(operands: Operands, *roles: str) -> dict[str, SharedObject]:
@@ -79,6 +112,21 @@ def _gather_binned(operands: Operands, parts: int) -> tuple[Phase, ...]:
 
 
 def _matvec_direct(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    if "bounds" in operands:
+        return (
+            Phase(
+                "matvec_split",
+                _only(operands, "A", "x", "bounds", "carry", "out"),
+                tuple(range(parts + 1)),
+                frozenset({"carry", "out"}),
+            ),
+            # A few additions: one participant does them all.
+            Phase(
+                "add_carries",
+                _only(operands, "A", "bounds", "carry", "out"),
+                (0, *[parts] * parts),
+            ),
+        )
     matrix = cast(SharedMatrix, operands["A"])
     rows = partition.by_nnz(matrix.indptr, parts)
     return (Phase("matvec", _only(operands, "A", "x", "out"), rows),)

@@ -109,6 +109,7 @@ class _Entrant:
     built: Built
     phases: tuple[Phase, ...]
     scratch: dict[str, SharedArray]
+    cut: dict[str, SharedArray]
     times_ns: list[int] = field(default_factory=list)
 
 
@@ -254,10 +255,10 @@ class Trials:
         operands: dict[str, SharedObject] = {**self._operands, **scratch}
         if built.payload is not None:
             operands["plan"] = built.payload
-        steps = forms.phases(
-            self._report.operation, built.form, operands, max(self._report.workers, 1)
-        )
-        entrant = self._entrants[built.form] = _Entrant(built, steps, scratch)
+        operation, parts = self._report.operation, max(self._report.workers, 1)
+        cut = forms.cut_scratch(operation, built.form, operands, parts, self._session.make_scratch)
+        steps = forms.phases(operation, built.form, operands | cut, parts)
+        entrant = self._entrants[built.form] = _Entrant(built, steps, scratch, cut)
         # The first run maps its operands and touches their pages: it tells nothing.
         self._session.run_phases(entrant.phases)
 
@@ -282,6 +283,8 @@ class Trials:
         self.reason = why[:1000]
         self._kept = self._entrants[form]
         for other, entrant in self._entrants.items():
+            for array in entrant.cut.values():
+                array.detach()
             if other != form:
                 for array in entrant.scratch.values():
                     array.detach()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, DONE
 from hugepool.kernels.intrinsics import prefetch
 
 AHEAD = np.uint64(32)
@@ -20,10 +21,6 @@ _TWO = np.uint64(2)
 _THREE = np.uint64(3)
 _FOUR = np.uint64(4)
 
-DONE = 0
-BAD_INDPTR = 1
-BAD_COLUMN = 2
-
 
 def matvec(
     indptr: Any,
@@ -31,9 +28,9 @@ def matvec(
     data: Any,
     x: Any,
     out: Any,
+    prefetching: int,
     row_start: int,
     row_stop: int,
-    prefetching: int,
 ) -> tuple[Any, Any, Any]:
     """Write ``A @ x`` for the rows ``[row_start, row_stop)`` to `out`.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hugepool import kernels
-from hugepool.kernels import CsrArrays, spmv
+from hugepool.kernels import CsrArrays, csr, spmv
 from hugepool_common.errors import (
     HugepoolError,
     IndexOutOfRangeError,
@@ -180,7 +180,7 @@ def _scattered() -> CsrArrays:
     lengths = rng.integers(0, 60, 2500)
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     nnz = int(indptr[-1])
-    assert nnz > spmv._FEWEST_ENTRIES
+    assert nnz > csr._FEWEST_ENTRIES
     columns = rng.integers(0, 100_000, nnz, dtype=np.int32)
     return CsrArrays(indptr, columns, rng.random(nnz), (2500, 100_000))
 
@@ -195,15 +195,13 @@ def _banded() -> CsrArrays:
 def test_prefetching_is_for_scattered_columns_of_a_large_vector(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def decided(a: CsrArrays, start: int = 0) -> bool:
-        return spmv._pays_to_prefetch(spmv._checked(_operands(a)), start, a.shape[0])
-
-    monkeypatch.setattr(spmv, "last_level_cache_bytes", lambda: 1 << 40)
-    assert not decided(_scattered())
-    monkeypatch.setattr(spmv, "last_level_cache_bytes", lambda: 1 << 10)
-    assert decided(_scattered())
-    assert not decided(_scattered(), start=2400)
-    assert not decided(_banded())
+    few = _random(200, 100_000)
+    monkeypatch.setattr(csr, "last_level_cache_bytes", lambda: 1 << 40)
+    assert not csr.pays_to_prefetch(_scattered(), 8)
+    monkeypatch.setattr(csr, "last_level_cache_bytes", lambda: 1 << 10)
+    assert csr.pays_to_prefetch(_scattered(), 8)
+    assert not csr.pays_to_prefetch(few, 8)
+    assert not csr.pays_to_prefetch(_banded(), 8)
 
 
 def test_prefetching_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +209,7 @@ def test_prefetching_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     operands = _operands(_scattered())
     kernel(operands, 0, 2500)
     plain = operands["out"].tobytes()
-    monkeypatch.setattr(spmv, "last_level_cache_bytes", lambda: 1 << 10)
+    monkeypatch.setattr(csr, "last_level_cache_bytes", lambda: 1 << 10)
     operands["out"][:] = 0
     kernel(operands, 0, 2500)
     assert operands["out"].tobytes() == plain
@@ -224,7 +222,7 @@ def test_first_bad_column_is_named(
     implementation: str, value: int, prefetching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if prefetching:
-        monkeypatch.setattr(spmv, "last_level_cache_bytes", lambda: 1 << 10)
+        monkeypatch.setattr(csr, "last_level_cache_bytes", lambda: 1 << 10)
     good = _scattered()
     nnz = len(good.indices)
     for position in (0, 1, 2, 3, 4, 1000, nnz - 33, nnz - 32, nnz - 1):

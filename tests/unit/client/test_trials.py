@@ -30,6 +30,7 @@ class Course:
         self.runs: list[str] = []
         self.destroyed: list[str] = []
         monkeypatch.setattr(forms, "phases", lambda _, form, *__: (Phase(form, {}, (0, 1)),))
+        monkeypatch.setattr(forms, "cut_scratch", lambda *_: {})
         blank = PlanReport("matvec", "", "", (9, 9), 9, 99, 1, {}, {}, 0, 0, 0, 0, None)
         self.trials = Trials(cast(Any, self), blank, {})
 
