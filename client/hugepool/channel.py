@@ -43,6 +43,7 @@ from hugepool_common.messages import (
     Notice,
     Reply,
     Welcome,
+    WorkersChanged,
 )
 from hugepool_common.spec import Segment
 
@@ -63,6 +64,11 @@ class Channel:
     client
         What this client calls itself in the coordinator's lists.
 
+    Attributes
+    ----------
+    workers_changes
+        How often the coordinator said that its last Stats no longer tells who works.
+
     Raises
     ------
     CoordinatorUnreachableError
@@ -82,6 +88,7 @@ class Channel:
         self._replies: dict[int, Reply] = {}
         self._unwanted: set[int] = set()
         self._notices: deque[Notice] = deque()
+        self.workers_changes = 0
         self._abandoned: deque[Message] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -247,6 +254,20 @@ class Channel:
                 self._receive(_deadline(timeout_s), watch or [])
             return self._notices.popleft() if self._notices else None
 
+    def take_in(self) -> None:
+        """Note what has arrived, without waiting.
+
+        Raises
+        ------
+        CoordinatorUnreachableError
+            The coordinator ended.
+        """
+        self._check_process()
+        with self._lock:
+            self._check_usable()
+            while self._receive(time.monotonic(), []) is not None:
+                pass
+
     def close(self, *, goodbye: bool = True) -> None:
         """End the session. The arrays that are attached stay mapped until let go."""
         if self._closed:
@@ -336,7 +357,9 @@ class Channel:
         if self._socket in ready:
             with Uninterrupted():
                 number, message = wire.decode_from_coordinator(self._socket.recv_multipart())
-                if isinstance(message, Notice):
+                if isinstance(message, WorkersChanged):
+                    self.workers_changes += 1
+                elif isinstance(message, Notice):
                     if number == 0:
                         self._notices.append(message)
                 elif number in self._waiting:

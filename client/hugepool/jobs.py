@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,11 +17,16 @@ from hugepool.channel import Channel
 from hugepool.children import start_worker, stop_processes
 from hugepool.progress import Waiting
 from hugepool.timings import JobTimings
-from hugepool_common.errors import InvalidSpecError, NoWorkersError
+from hugepool_common.errors import InvalidSpecError, NoWorkersError, ProtocolError
+from hugepool_common.messages import (
+    CREW_KERNEL as CREW_KERNEL,
+)
 from hugepool_common.messages import (
     MAX_PARTS,
     Counted,
+    FewerWorkers,
     JobDone,
+    Message,
     Operand,
     Stats,
     SubmitJob,
@@ -30,8 +37,20 @@ from hugepool_common.messages import (
 WORKER_START_TIMEOUT_S = 120.0
 _POLL_S = 0.02
 
-CREW_KERNEL = "crew"
-"""Name of the job that lasts as long as a crew: its workers take no other part till then."""
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """How many workers there were, and after how many changes of that number."""
+
+    count: int
+    changes: int
+
+
+class _Reliance(threading.local):
+    """What the job that a thread submits next was cut for: so many workers, for a wish."""
+
+    count = 0
+    wanted: int | None = None
 
 
 class JobRunner:
@@ -46,6 +65,8 @@ class JobRunner:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._children: list[subprocess.Popen[bytes]] = []
+        self._known: _Known | None = None
+        self._reliance = _Reliance()
 
     def run(
         self,
@@ -86,9 +107,21 @@ class JobRunner:
             for role, operand in operands.items()
         )
         bounds = tuple(int(bound) for bound in rows)
-        job = SubmitJob(kernel, described, bounds, implementation)
+        # To ask how many workers there are before every job would take as long as a small
+        # job: so it is counted on what was told, and the coordinator checks that.
+        workers, self._reliance.count = min(self._reliance.count, len(bounds) - 1), 0
+        job = SubmitJob(kernel, described, bounds, implementation, workers=workers)
         with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
-            return JobTimings.of(self._channel.request(job, JobDone))
+            answer = self._channel.request(job, Message)
+            if isinstance(answer, FewerWorkers):
+                self._known = None
+                self.worker_count(self._reliance.wanted)
+                self._reliance.count = 0
+                job = SubmitJob(kernel, described, bounds, implementation)
+                answer = self._channel.request(job, Message)
+        if not isinstance(answer, JobDone):
+            raise ProtocolError(f"unexpected reply {type(answer).__name__} to a job")
+        return JobTimings.of(answer)
 
     def worker_count(self, wanted: int | None) -> int:
         """Make sure that `wanted` workers are there, or any at all; say how many to use.
@@ -108,11 +141,13 @@ class JobRunner:
             raise InvalidSpecError(
                 "workers must be an int", needed=f"1 to {MAX_PARTS}", had=repr(wanted)
             )
+        self._reliance.count, self._reliance.wanted = 0, wanted
         registered = self._registered()
         if wanted is None:
             wanted = min(registered or len(os.sched_getaffinity(0)), MAX_PARTS)
         if registered < wanted:
             self.start(wanted - registered)
+        self._reliance.count = wanted
         return wanted
 
     def start(self, count: int, cpus: Sequence[int] | None = None) -> None:
@@ -164,7 +199,14 @@ class JobRunner:
             time.sleep(_POLL_S)
 
     def _registered(self) -> int:
-        return _outside(self._channel.request(Stats(), Counted).workers)
+        """How many workers are in no crew; asked for where that may have changed."""
+        self._channel.take_in()
+        known = self._known
+        changes = self._channel.workers_changes  # before asking: a later change counts anew
+        if known is None or known.changes != changes:
+            workers = self._channel.request(Stats(), Counted).workers
+            known = self._known = _Known(_outside(workers), changes)
+        return known.count
 
 
 def _outside(workers: Sequence[WorkerInfo]) -> int:

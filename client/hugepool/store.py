@@ -122,7 +122,7 @@ class ArrayStore:
         NotEnoughMemoryError
             No page kind has room. Nothing was kept.
         """
-        code = _dtype_code(dtype)
+        code = dtype_code(dtype)
         extents = check_shape(_extents(shape), ITEM_SIZES[code])
         return self._make(SharedArray, ArraySpec(check_name(name), extents, code), policy)
 
@@ -244,13 +244,19 @@ class ArrayStore:
         check_policy(request.huge_pages, request.page_size, request.backing)
         with Waiting(f"making {spec.name}") as waiting:
             progress = policy.get("progress") or waiting.update
+            told_bytes = 0
 
             def on_notice(notice: Message) -> None:
+                nonlocal told_bytes
                 if isinstance(notice, CreateProgress):
+                    told_bytes = notice.done_bytes
                     progress(notice.done_bytes, notice.total_bytes)
 
             created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
         try:
+            length = created.array.segment.length
+            if told_bytes < length:  # notices are few, and a small array has none
+                progress(length, length)
             return kind(self._channel, created.lease, created.array, writable=True, session=self)
         except BaseException:
             self.destroy(spec.name)  # nobody would ever fill it
@@ -296,7 +302,14 @@ def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(int(extent) if isinstance(extent, np.integer) else extent for extent in extents)
 
 
-def _dtype_code(dtype: Any) -> str:
+def dtype_code(dtype: Any) -> str:
+    """The code of a dtype that can be shared.
+
+    Raises
+    ------
+    InvalidSpecError
+        It is none.
+    """
     if isinstance(dtype, str) and dtype in ITEM_SIZES:
         return dtype
     try:

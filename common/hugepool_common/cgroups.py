@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from hugepool_common.kernel_files import read_kernel_file
 from hugepool_common.mounts import MountLine
 from hugepool_common.units import GIB, KIB, MIB
 
@@ -95,10 +96,32 @@ def read_hugetlb_limits(
     return tuple(found)
 
 
+def read_cpu_limits(lines: list[MountLine], root: str = "/") -> list[float]:
+    """CPUs' worth of time that our group and its ancestors may have, where limited.
+
+    Parameters
+    ----------
+    lines
+        Of ``mountinfo``.
+    root
+        Prefix of all paths.
+    """
+    found = []
+    for directory, version in _directories(lines, "cpu", root):
+        if version == 2:
+            quota, _, period = read_kernel_file(os.path.join(directory, "cpu.max")).partition(" ")
+        else:
+            quota = read_kernel_file(os.path.join(directory, "cpu.cfs_quota_us"))
+            period = read_kernel_file(os.path.join(directory, "cpu.cfs_period_us"))
+        if quota.strip().isdigit() and period.strip().isdigit() and int(period):
+            found.append(int(quota) / int(period))
+    return found
+
+
 def _directories(lines: list[MountLine], controller: str, root: str) -> list[tuple[str, int]]:
-    """Our group's directory and its ancestors, as far as they are visible, with the version."""
+    """Our group's directory and its ancestors with the version; some may not be visible."""
     found: list[tuple[str, int]] = []
-    for group in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+    for group in read_kernel_file(os.path.join(root, "proc/self/cgroup")).splitlines():
         number, _, rest = group.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
@@ -130,7 +153,7 @@ def _upwards(top: str, below: str) -> list[str]:
     while below:
         found.append(os.path.join(top, below))
         below = os.path.dirname(below)
-    return [*(directory for directory in found if os.path.isdir(directory)), top]
+    return [*found, top]
 
 
 def _hugetlb_name(page_size: int) -> str:
@@ -146,21 +169,13 @@ def _shown(path: str, root: str) -> str:
 
 def _number(path: str) -> int | None:
     """A limit or usage; None for no file, no limit, or no number."""
-    text = _read(path).strip()
+    text = read_kernel_file(path).strip()
     return int(text) if text.isdigit() and int(text) < _NO_LIMIT else None
 
 
 def _field(path: str, name: str) -> int:
-    for line in _read(path).splitlines():
+    for line in read_kernel_file(path).splitlines():
         word, _, number = line.partition(" ")
         if word == name and number.isdigit():
             return int(number)
     return 0
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -31,6 +31,9 @@ MAX_PARTS = 128
 PAGE_OF_LIST = 32
 """Arrays in one Listed reply; the rest is asked for with ``after``."""
 
+CREW_KERNEL = "crew"
+"""Name of the job that lasts as long as a crew: its workers take no other part till then."""
+
 View = Literal["shared", "heap", "private"]
 """A worker sees an operand in the shared mapping, as a heap copy, or in a MAP_PRIVATE mapping."""
 
@@ -213,6 +216,10 @@ class SubmitJob(Message, frozen=True, tag=12):
     rows: tuple[int, ...]
     """Partition bounds: part k is ``[rows[k], rows[k+1])``; begins with 0, never falls."""
     implementation: str = "auto"
+    workers: int = 0
+    """Answered with FewerWorkers, and not run, where so many are not there outside crews."""
+    standing: bool = False
+    """Lasts until its submitter ends it: no number of workers that die at a part fails it."""
 
 
 class PartDone(Message, frozen=True, tag=13):
@@ -407,6 +414,13 @@ class Cancelled(Message, frozen=True, tag=123):
     found: bool
 
 
+class FewerWorkers(Message, frozen=True, tag=124):
+    """The job was not taken: it counts on workers that are not there."""
+
+    present: int
+    """Workers registered and in no crew."""
+
+
 # Notices ----------------------------------------------------------------------
 
 
@@ -438,6 +452,13 @@ class DropSegment(Message, frozen=True, tag=203):
 
 class CoordinatorStopping(Message, frozen=True, tag=204):
     """The coordinator ends; workers end with it."""
+
+
+class WorkersChanged(Message, frozen=True, tag=205):
+    """The number of workers outside crews is not what the last Stats told.
+
+    Sent once to each session that asked, until it asks again.
+    """
 
 
 Request = (
@@ -477,6 +498,7 @@ Reply = (
     | ShuttingDown
     | GoodbyeSaid
     | Cancelled
+    | FewerWorkers
 )
-Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping
+Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
 FromCoordinator = Reply | Notice

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hugepool_common import linux
 from hugepool_common.cgroups import (
@@ -19,8 +19,10 @@ from hugepool_common.cgroups import (
     read_hugetlb_limits,
     read_memory_limit,
 )
+from hugepool_common.kernel_files import read_kernel_file
 from hugepool_common.mounts import (
     HugetlbfsMount,
+    MountLine,
     Room,
     TmpfsMount,
     measure,
@@ -35,7 +37,11 @@ MOUNT_VARIABLE = "HUGEPOOL_MOUNT"
 
 _THP = "sys/kernel/mm/transparent_hugepage"
 _POOLS = "sys/kernel/mm/hugepages"
+_MEMINFO = re.compile(r"^(Hugepagesize|MemAvailable|SwapFree):\s+([0-9]+) kB$", re.M)
 _POOL_NAME = re.compile(r"hugepages-([0-9]+)kB")
+
+# By its text, read anew each time, so a mount made meanwhile is seen.
+_parsed_mountinfo = functools.lru_cache(maxsize=1)(parse_mountinfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +132,125 @@ class Host:
         return mount_under(self.preferred_directory, paths)
 
 
+class LiveHost(Host):
+    """A host looked at piece by piece: a fact is read when it is first asked for, then kept.
+
+    To decide one thing by few of the facts; it must not outlive that decision. Nothing is
+    kept from one such host to the next.
+
+    Parameters
+    ----------
+    root, look
+        As :func:`read_host` takes them.
+
+    Raises
+    ------
+    UnsupportedPlatformError
+        This is not Linux.
+    """
+
+    def __init__(self, root: str = "/", look: Callable[[str], Room | None] = measure) -> None:
+        linux.require_linux()
+        # Host's own fields stay unset: the properties below stand before them.
+        self.__dict__.update(_root=root, _look=look)
+
+    @functools.cached_property
+    def kernel_release(self) -> str:
+        return self._read("proc/sys/kernel/osrelease").strip()
+
+    @functools.cached_property
+    def page_size(self) -> int:
+        return os.sysconf("SC_PAGESIZE")
+
+    @functools.cached_property
+    def hpage_pmd_size(self) -> int:
+        return hpage_pmd_size(self.__dict__["_root"])
+
+    @functools.cached_property
+    def default_huge_page_size(self) -> int:
+        return self._meminfo.get("Hugepagesize", 2 * MIB)
+
+    @functools.cached_property
+    def thp_enabled(self) -> str:
+        return _chosen(self._read(f"{_THP}/enabled"))
+
+    @functools.cached_property
+    def shmem_enabled(self) -> str:
+        return _chosen(self._read(f"{_THP}/shmem_enabled"))
+
+    @functools.cached_property
+    def shmem_enabled_pmd(self) -> str:
+        return _chosen(self._read(f"{_THP}/hugepages-{self.hpage_pmd_size // KIB}kB/shmem_enabled"))
+
+    @functools.cached_property
+    def process_thp(self) -> bool:
+        return not re.search(r"^THP_enabled:\s*0$", self._read("proc/self/status"), re.M)
+
+    @functools.cached_property
+    def overcommit_memory(self) -> int:
+        return _number(self._read("proc/sys/vm/overcommit_memory"))
+
+    @functools.cached_property
+    def memory_available_bytes(self) -> int:
+        return self._meminfo.get("MemAvailable", 0) + self._meminfo.get("SwapFree", 0)
+
+    @functools.cached_property
+    def pools(self) -> tuple[Pool, ...]:
+        return _pools(self.__dict__["_root"])
+
+    @functools.cached_property
+    def hugetlbfs_mounts(self) -> tuple[HugetlbfsMount, ...]:
+        return self._mounts[0]
+
+    @functools.cached_property
+    def tmpfs_mounts(self) -> tuple[TmpfsMount, ...]:
+        return self._mounts[1]
+
+    @functools.cached_property
+    def memory_limit(self) -> MemoryLimit | None:
+        return read_memory_limit(self._mount_lines, self.__dict__["_root"])
+
+    @functools.cached_property
+    def hugetlb_limits(self) -> tuple[HugetlbLimit, ...]:
+        page_sizes = [pool.page_size for pool in self.pools]
+        return read_hugetlb_limits(self._mount_lines, page_sizes, self.__dict__["_root"])
+
+    @functools.cached_property
+    def container(self) -> str:
+        return _container(self.__dict__["_root"])
+
+    @functools.cached_property
+    def preferred_directory(self) -> str:
+        return os.environ.get(MOUNT_VARIABLE, "")
+
+    @functools.cached_property
+    def knows_collapse(self) -> bool:
+        return linux.probe_advice(linux.MADV_COLLAPSE)
+
+    # What several facts come from ---------------------------------------------
+
+    @functools.cached_property
+    def _meminfo(self) -> dict[str, int]:
+        rows = _MEMINFO.findall(self._read("proc/meminfo"))
+        return {name: int(count) * KIB for name, count in rows}
+
+    @functools.cached_property
+    def _mount_lines(self) -> list[MountLine]:
+        return _parsed_mountinfo(self._read("proc/self/mountinfo"))
+
+    @functools.cached_property
+    def _mounts(self) -> tuple[tuple[HugetlbfsMount, ...], tuple[TmpfsMount, ...]]:
+        lines = self._mount_lines
+        of_hugetlbfs = any(line.kind == "hugetlbfs" for line in lines)
+        default = self.default_huge_page_size if of_hugetlbfs else 0  # /proc/meminfo is slow
+        return read_mounts(lines, default, self.__dict__["_look"])
+
+    def _read(self, path: str) -> str:
+        return _read(self.__dict__["_root"], path)
+
+
 def read_host(root: str = "/", look: Callable[[str], Room | None] = measure) -> Host:
-    """Look at the host.
+    """Look at the whole host, now.
 
     Parameters
     ----------
@@ -141,35 +264,8 @@ def read_host(root: str = "/", look: Callable[[str], Room | None] = measure) -> 
     UnsupportedPlatformError
         This is not Linux.
     """
-    linux.require_linux()
-    lines = parse_mountinfo(_read(root, "proc/self/mountinfo"))
-    memory = _meminfo(root)
-    default_huge_page_size = memory.get("Hugepagesize", 2 * MIB)
-    pools = _pools(root)
-    hugetlbfs, tmpfs = read_mounts(lines, default_huge_page_size, look)
-    pmd_size = hpage_pmd_size(root)
-    return Host(
-        kernel_release=_read(root, "proc/sys/kernel/osrelease").strip(),
-        page_size=os.sysconf("SC_PAGESIZE"),
-        hpage_pmd_size=pmd_size,
-        default_huge_page_size=default_huge_page_size,
-        thp_enabled=_chosen(_read(root, f"{_THP}/enabled")),
-        shmem_enabled=_chosen(_read(root, f"{_THP}/shmem_enabled")),
-        shmem_enabled_pmd=_chosen(
-            _read(root, f"{_THP}/hugepages-{pmd_size // KIB}kB/shmem_enabled")
-        ),
-        process_thp=not re.search(r"^THP_enabled:\s*0$", _read(root, "proc/self/status"), re.M),
-        overcommit_memory=_count(root, "proc/sys/vm/overcommit_memory"),
-        memory_available_bytes=memory.get("MemAvailable", 0) + memory.get("SwapFree", 0),
-        pools=pools,
-        hugetlbfs_mounts=hugetlbfs,
-        tmpfs_mounts=tmpfs,
-        memory_limit=read_memory_limit(lines, root),
-        hugetlb_limits=read_hugetlb_limits(lines, [pool.page_size for pool in pools], root),
-        container=_container(root),
-        preferred_directory=os.environ.get(MOUNT_VARIABLE, ""),
-        knows_collapse=linux.probe_advice(linux.MADV_COLLAPSE),
-    )
+    live = LiveHost(root, look)
+    return Host(**{fact.name: getattr(live, fact.name) for fact in fields(Host)})
 
 
 @functools.cache
@@ -193,11 +289,6 @@ def _pools(root: str) -> tuple[Pool, ...]:
     return tuple(sorted(found, key=lambda pool: pool.page_size))
 
 
-def _meminfo(root: str) -> dict[str, int]:
-    rows = re.findall(r"^(\w+):\s+([0-9]+) kB$", _read(root, "proc/meminfo"), re.M)
-    return {name: int(count) * KIB for name, count in rows}
-
-
 def _container(root: str) -> str:
     if "gVisor" in _read(root, "proc/version"):
         return "gvisor"
@@ -216,13 +307,13 @@ def _chosen(text: str) -> str:
 
 
 def _count(root: str, path: str) -> int:
-    text = _read(root, path).strip()
+    return _number(_read(root, path))
+
+
+def _number(text: str) -> int:
+    text = text.strip()
     return int(text) if text.isdigit() else 0
 
 
 def _read(root: str, path: str) -> str:
-    try:
-        with open(os.path.join(root, path), encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:
-        return ""
+    return read_kernel_file(os.path.join(root, path))

@@ -216,7 +216,9 @@ class Coordinator:
                 had=f"pid {event.identity.pid} of uid {event.identity.uid}",
                 remedy="connect anew; a forked child needs a connection of its own",
             )
-        session.reachable = True
+        if not session.reachable:
+            session.reachable = True
+            self._work.tell_of_workers(session)  # it may have missed it
         return session
 
     def _open_session(self, event: RequestReceived) -> Session:
@@ -268,6 +270,7 @@ class Coordinator:
 
     def _stats(self, asker: Asker, request: Stats, now_ns: int) -> Message:
         published = self._state.registry.published
+        asker.session.knows_workers = True
         return Counted(
             instance=self.instance,
             pid=self.pid,
@@ -298,6 +301,7 @@ class Coordinator:
         if session is None:
             return
         session.reachable = False
+        session.knows_workers = True  # that this is no longer so may be what did not arrive
         # A client may be stopped and still map its arrays: only its death ends its
         # leases. A worker that cannot be told of parts is of no use, and the parts
         # that it has must not wait for it.

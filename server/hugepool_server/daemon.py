@@ -7,6 +7,7 @@ queue and wake the loop through an eventfd, so no client waits for another's pag
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -50,6 +51,9 @@ MAKER_THREADS = 4
 
 SMALL_BYTES = 64 << 20
 """Arrays below this never wait for larger ones to be populated."""
+
+UNLINK_BYTES = 1 << 20
+"""Segments up to this are removed in less time than a thread takes to begin."""
 
 PROGRESS_INTERVAL_NS = 100_000_000
 WRITER_PATIENCE_NS = 5_000_000_000
@@ -295,6 +299,11 @@ class Daemon:
                     self._cancels[effect.token].set()
             case events.SealSegment():
                 self._sealers.submit(self._seal, effect)
+            case events.UnlinkSegment() if effect.segment.length <= UNLINK_BYTES:
+                try:
+                    select.unlink_segment(effect.segment)
+                except OSError:
+                    log.exception("cannot remove a segment")
             case events.UnlinkSegment():
                 # Giving back the pages of 5 GiB takes a second.
                 removal = self._removers.submit(select.unlink_segment, effect.segment)
@@ -358,7 +367,8 @@ class Daemon:
         self, effect: events.MakeSegment, cancel: threading.Event, removals: list[Future[None]]
     ) -> None:
         futures.wait(removals)  # what was destroyed before this request has left its pages
-        last_ns = 0
+        # A small array is there before anybody could read how far it is.
+        last_ns = time.monotonic_ns() if effect.spec.nbytes < SMALL_BYTES else 0
 
         def progress(done_bytes: int, total_bytes: int) -> None:
             nonlocal last_ns
@@ -419,7 +429,12 @@ def _identity(frame: zmq.Frame) -> events.Identity | None:
         address = frame.get("Peer-Address")
     except zmq.ZMQError:
         return None
-    fields = str(address).rsplit(":", 3)[1:]
+    return _identity_in(str(address))
+
+
+@functools.lru_cache(maxsize=1024)
+def _identity_in(address: str) -> events.Identity | None:
+    fields = address.rsplit(":", 3)[1:]
     if len(fields) != 3 or not all(field.isdecimal() for field in fields):
         return None
     uid, gid, pid = map(int, fields)

@@ -10,6 +10,7 @@ from hugepool_common.errors import InvalidSpecError, JobFailedError, NotPermitte
 from hugepool_common.messages import (
     MAX_PARTS,
     Failed,
+    FewerWorkers,
     Message,
     Operand,
     PartAccepted,
@@ -22,11 +23,12 @@ from hugepool_common.messages import (
     TimingReported,
     View,
     WorkerRegistered,
+    WorkersChanged,
 )
 from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
 from hugepool_server.jobs import Assignment, Job, Part, clipped, no_workers
-from hugepool_server.leases import Asker
+from hugepool_server.leases import Asker, Session
 from hugepool_server.registry import ArrayState
 from hugepool_server.state import State
 
@@ -41,6 +43,7 @@ class JobRequests:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._present = 0
 
     def settle(self, now_ns: int) -> None:
         """After every event: no job without a worker, no idle worker while a part waits."""
@@ -56,6 +59,17 @@ class JobRequests:
                     worker.session, operand.segment.segment_id, readonly=not operand.writable
                 )
             self._state.notify(worker.session, notice)
+        present = jobs.present
+        if present != self._present:
+            self._present = present
+            for session in self._state.leases.sessions:
+                self.tell_of_workers(session)
+
+    def tell_of_workers(self, session: Session) -> None:
+        """What the session was told of the workers may hold no more; say so once."""
+        if session.knows_workers and session.reachable:
+            session.knows_workers = False
+            self._state.notify(session, WorkersChanged())
 
     def fail(self, job: Job, error: Failed) -> None:
         """End a job that will not be done; its workers report in vain."""
@@ -70,6 +84,8 @@ class JobRequests:
         """Queue a job whose operands are there and permitted."""
         check_submission(request)
         operands = tuple(self._found_operand(asker, operand) for operand in request.operands)
+        if self._state.jobs.present < request.workers:
+            return FewerWorkers(self._state.jobs.present)
         self._state.jobs.submit(request, operands, asker)
         return None
 

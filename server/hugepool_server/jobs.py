@@ -21,6 +21,7 @@ import msgspec
 
 from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NoWorkersError
 from hugepool_common.messages import (
+    CREW_KERNEL,
     JobDone,
     PartOperand,
     RunPart,
@@ -76,6 +77,7 @@ class Job:
     implementation: str
     operands: tuple[PartOperand, ...]
     parts: tuple[Part, ...]
+    standing: bool = False
     started_ns: int | None = None
 
     def __repr__(self) -> str:
@@ -194,6 +196,14 @@ class Jobs:
         """All workers by number."""
         return tuple(self._workers.values())
 
+    @property
+    def present(self) -> int:
+        """Number of workers in no crew."""
+        return sum(
+            worker.running is None or worker.running.job.kernel != CREW_KERNEL
+            for worker in self._workers.values()
+        )
+
     def register(self, session: Session, cpus: tuple[int, ...]) -> Worker:
         """Make a session a worker; one that is a worker already only tells its CPUs anew.
 
@@ -238,9 +248,14 @@ class Jobs:
             part.losses += 1
 
     def poisoned(self) -> list[tuple[Job, Part]]:
-        """Live jobs with a part at which :data:`MAX_LOSSES` workers ended, and that part."""
+        """Live jobs with a part at which :data:`MAX_LOSSES` workers ended, and that part.
+
+        Not standing ones: what lasts for days may well lose three workers.
+        """
         found = []
         for job in self.live:
+            if job.standing:
+                continue
             part = next((part for part in job.parts if part.losses >= MAX_LOSSES), None)
             if part is not None:
                 found.append((job, part))
@@ -320,7 +335,15 @@ class Jobs:
         self._last_job += 1
         bounds = pairwise(request.rows)
         parts = tuple(Part(number, *rows) for number, rows in enumerate(bounds))
-        job = Job(self._last_job, asker, request.kernel, request.implementation, operands, parts)
+        job = Job(
+            self._last_job,
+            asker,
+            request.kernel,
+            request.implementation,
+            operands,
+            parts,
+            request.standing,
+        )
         self._jobs[job.number] = job
         return job
 

@@ -38,6 +38,8 @@ class Session:
         By lease number: what the client asked for.
     held
         By segment id: what its worker was granted with parts.
+    knows_workers
+        Whether the number of workers is still what it was last told.
     """
 
     number: int
@@ -47,6 +49,7 @@ class Session:
     reachable: bool = True
     leases: dict[int, Lease] = field(default_factory=dict)
     held: dict[int, Lease] = field(default_factory=dict)
+    knows_workers: bool = False
 
     def __repr__(self) -> str:
         return (

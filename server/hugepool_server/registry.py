@@ -202,6 +202,10 @@ class Registry:
         self._max_arrays = max_arrays
         self._max_pending_bytes = max_pending_bytes
         self._objects: dict[str, NamedObject] = {}
+        self._by_segment: dict[int, NamedObject] = {}
+        # The few that have to be looked at after every event, by segment id.
+        self._disowned: dict[int, NamedObject] = {}
+        self._derived: dict[int, NamedObject] = {}
         self._acts: dict[int, Act] = {}
         self._last_segment = 0
         self._last_token = 0
@@ -224,21 +228,15 @@ class Registry:
     @property
     def orphans(self) -> list[NamedObject]:
         """Writable objects whose owner is gone."""
-        return [
-            found
-            for found in self._objects.values()
-            if found.owner is None and found.state is ArrayState.READY
-        ]
+        return [found for found in self._disowned.values() if found.state is ArrayState.READY]
 
     @property
     def bereft(self) -> list[NamedObject]:
         """Objects that wait for nothing, and lost what they were made of."""
-        alive = {found.segment_id for found in self._objects.values()}
         return [
             found
-            for found in self._objects.values()
-            if found.spec.made_of
-            and found.spec.made_of not in alive
+            for found in self._derived.values()
+            if found.spec.made_of not in self._by_segment
             and found.state in (ArrayState.READY, ArrayState.SEALED)
         ]
 
@@ -314,7 +312,8 @@ class Registry:
                 had=f"an array of pid {self._objects[spec.name].creator.pid}",
                 remedy="attach it, destroy it, or choose another name",
             )
-        if spec.made_of and all(spec.made_of != found.segment_id for found in self.published):
+        source = self._by_segment.get(spec.made_of)
+        if spec.made_of and (source is None or source.state is ArrayState.MAKING):
             raise SegmentChangedError(
                 "what this is made of is gone", where=spec.name, remedy="plan anew"
             )
@@ -322,7 +321,9 @@ class Registry:
         self._last_segment += 1
         session = asker.session
         made = NamedObject(spec, self._last_segment, session.identity, session)
-        self._objects[spec.name] = made
+        self._objects[spec.name] = self._by_segment[made.segment_id] = made
+        if spec.made_of:
+            self._derived[made.segment_id] = made
         return self._begin(ActKind.MAKE, made, asker)
 
     def begin_sealing(self, found: NamedObject, asker: Asker) -> Act:
@@ -355,13 +356,16 @@ class Registry:
     def remove(self, found: NamedObject) -> None:
         """Free the name."""
         found.move(ArrayState.GONE)
-        del self._objects[found.name]
+        del self._objects[found.name], self._by_segment[found.segment_id]
+        self._disowned.pop(found.segment_id, None)
+        self._derived.pop(found.segment_id, None)
 
     def disown(self, session: Session) -> None:
         """The session ends: nothing is its own any more."""
         for found in self._objects.values():
             if found.owner is session:
                 found.owner = None
+                self._disowned[found.segment_id] = found
 
     def _begin(self, kind: ActKind, subject: NamedObject, asker: Asker) -> Act:
         self._last_token += 1
@@ -405,8 +409,11 @@ class Registry:
             assert (act.kind if act else None) is awaited.get(found.state), found
             if found.state is not ArrayState.MAKING:
                 assert found.segment.segment_id == found.segment_id
-        ids = [found.segment_id for found in self._objects.values()]
-        assert len(set(ids)) == len(ids), "segment id used twice"
+        ids = {found.segment_id: found for found in self._objects.values()}
+        assert len(ids) == len(self._objects), "segment id used twice"
+        assert self._by_segment == ids
+        assert self._disowned.keys() == {n for n, found in ids.items() if found.owner is None}
+        assert self._derived.keys() == {n for n, found in ids.items() if found.spec.made_of}
         for token, act in self._acts.items():
             assert act.token == token <= self._last_token
             named = self._objects.get(act.subject.name) is act.subject

@@ -273,7 +273,7 @@ def test_memory_that_others_took_meanwhile(
 ) -> None:
     host = read_host()
     monkeypatch.setattr(
-        shared_memory, "read_host", lambda: replace(host, memory_available_bytes=70 * MIB)
+        shared_memory, "LiveHost", lambda: replace(host, memory_available_bytes=70 * MIB)
     )
     with pytest.raises(NotEnoughMemoryError, match="do not fit in"):
         make(directories, backing="shm-4k", host=host)

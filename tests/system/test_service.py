@@ -694,3 +694,44 @@ def _runs(pid: int) -> bool:
             return status.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_number_of_workers_is_known_without_asking_and_never_wrong(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        source = np.arange(1000.0)
+        x, idx = pool.put("x", source), pool.put("idx", np.arange(1000)[::-1])
+        out = pool.create("out", 1000)
+
+        def parts(workers: int | None = None) -> int:
+            out.array[:] = 0
+            pool.gather(x, idx, out, workers=workers)
+            np.testing.assert_array_equal(out.array, source[::-1])
+            assert out.timings is not None
+            return len({part.pid for part in out.timings.parts})
+
+        pool.start_workers(1)
+        assert [parts(), parts(1), parts()] == [1, 1, 1]
+        # A worker that is dead is replaced, however shortly before the next job it died.
+        for _ in range(3):
+            (worker,) = pool.stats().workers
+            assert parts(1) == 1
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            assert parts(1) == 1
+            assert [one.pid for one in pool.stats().workers] != [worker.pid]
+        # One that joins from elsewhere takes part in what comes next.
+        workers = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
+        wait_for(lambda: parts() == 2)
+        assert parts(1) == 1
+        workers.terminate()
+        workers.wait()
+        wait_for(lambda: parts() == 1)
+
+
+def test_progress_of_a_small_array_is_told_too(service: Service) -> None:
+    service.start()
+    told: list[tuple[int, int]] = []
+    with hugepool.connect(service.address) as pool:
+        pool.create("x", 512, progress=lambda *done: told.append(done))
+    assert told == [(4096, 4096)]

@@ -143,7 +143,7 @@ class Backend(ABC):
             unpublished = UnpublishedFile(dir_fd, dir_path, request.segment_id)
         with unpublished as file:
             try:
-                with self.room(length):
+                with self.room(length, host):
                     report = self._filled(file, length, request, mount, progress, cancel)
             except NoRoom as refusal:
                 raise self.refused("MemAvailable", str(refusal), error=errno.ENOMEM) from None
@@ -161,8 +161,15 @@ class Backend(ABC):
         )
         return segment, report
 
-    def room(self, length: int) -> contextlib.AbstractContextManager[None]:
+    def room(self, length: int, host: Host) -> contextlib.AbstractContextManager[None]:
         """Hold what the fill of so many bytes needs beside pages of the rung.
+
+        Parameters
+        ----------
+        length
+            Bytes.
+        host
+            As it was when the place was chosen.
 
         Raises
         ------

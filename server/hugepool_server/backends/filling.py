@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 
 from hugepool_common.errors import CancelledError
 from hugepool_common.mapping import CancelFlag, Progress
@@ -14,6 +16,10 @@ from hugepool_common.units import format_bytes, round_up
 
 MAX_THREADS = 8
 SLICE_BYTES = 64 << 20
+THREAD_BYTES = 1 << 20
+"""Less than this is not shared out: a thread would cost more than it saves."""
+SEEN_NS = 100_000_000
+"""How long free memory that was seen counts, for small segments where there is plenty."""
 SPARE_BYTES = 64 << 20
 """Memory that a fill leaves to the rest of the machine."""
 
@@ -22,7 +28,16 @@ class NoRoom(Exception):
     """Free memory does not hold a segment; the text says so in figures."""
 
 
+@dataclass(slots=True)
+class _Seen:
+    """Free memory as it was a moment ago, less what small segments have taken since."""
+
+    until_ns: int = 0
+    left_bytes: int = 0
+
+
 _promise_lock = threading.Lock()
+_seen = _Seen()
 _promised_bytes = 0
 
 
@@ -54,7 +69,8 @@ def in_slices(
         `cancel` was set. All threads have ended, as with any other error.
     """
     threads = min(os.cpu_count() or 1, MAX_THREADS)
-    step = round_up(min(slice_bytes or SLICE_BYTES, -(-length // threads)), page_size)
+    fair_bytes = max(-(-length // threads), THREAD_BYTES)
+    step = round_up(min(slice_bytes or SLICE_BYTES, fair_bytes), page_size)
     failed = threading.Event()
 
     def act_unless_over(start: int, stop: int) -> int:
@@ -69,6 +85,11 @@ def in_slices(
             raise
         return stop - start
 
+    if step >= length:
+        act_unless_over(0, length)
+        if progress is not None:
+            progress(length, length)
+        return
     done_bytes = 0
     # Leaving the block joins all threads: nobody works on what is unmapped next.
     with ThreadPoolExecutor(threads, thread_name_prefix="fill") as pool:
@@ -86,6 +107,33 @@ def in_slices(
             for slice_ in slices:
                 slice_.cancel()
             raise
+
+
+def surely_fits(length: int, headroom: Callable[[], int]) -> bool:
+    """Whether so few bytes fit in memory without any doubt.
+
+    To look takes as long as to make a small segment, so what was seen counts for a tenth
+    of a second, if it was several times what is spared for the rest of the machine, and
+    less what was taken by this. False only says that it is for :func:`promised` to decide.
+
+    Parameters
+    ----------
+    length
+        Bytes to be filled.
+    headroom
+        Bytes that may be allocated now.
+    """
+    if length > THREAD_BYTES:
+        return False
+    with _promise_lock:
+        now_ns = time.monotonic_ns()
+        if now_ns >= _seen.until_ns:
+            _seen.left_bytes = headroom() - _promised_bytes
+            _seen.until_ns = now_ns + SEEN_NS
+        if _seen.left_bytes < 4 * SPARE_BYTES:
+            return False
+        _seen.left_bytes -= length
+        return True
 
 
 @contextlib.contextmanager

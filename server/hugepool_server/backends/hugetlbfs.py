@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from hugepool_common.mapping import CancelFlag, Mapping, Progress
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
-from hugepool_common.pages import MOUNT_VARIABLE, Host, Pool, read_host
+from hugepool_common.pages import MOUNT_VARIABLE, Host, LiveHost, Pool
 from hugepool_common.spec import Fall
 from hugepool_common.units import GIB, KIB, MIB, format_bytes, page_size_name
 from hugepool_server.backends.base import Backend, RungRefused, SegmentRequest
@@ -153,7 +153,7 @@ class HugetlbfsBackend(Backend):
         self, length: int, mount: HugetlbfsMount | TmpfsMount, number: int
     ) -> RungRefused:
         """Why mmap found no pages although there seemed to be: look again."""
-        host = read_host()
+        host = LiveHost()
         pool = host.pool(self.page_size)
         again = next((one for one in host.hugetlbfs_mounts if one.path == mount.path), None)
         if pool is not None and again is not None:
@@ -171,7 +171,7 @@ class HugetlbfsBackend(Backend):
         )
 
     def _limited(self) -> RungRefused:
-        limit = read_host().hugetlb_limit(self.page_size)
+        limit = LiveHost().hugetlb_limit(self.page_size)
         where = limit.where if limit else "the hugetlb limit of the control group"
         return self.refused(
             "madvise",

@@ -31,7 +31,7 @@ from hugepool_common.errors import (
     SegmentChangedError,
 )
 from hugepool_common.mapping import CancelFlag, Progress
-from hugepool_common.pages import Host, read_host
+from hugepool_common.pages import Host, LiveHost
 from hugepool_common.spec import Fall, HugePages, PageReport, PageSize, Segment
 from hugepool_common.units import KIB, MIB, format_bytes, parse_page_size
 from hugepool_server.backends.base import Backend, RungRefused, SegmentRequest
@@ -137,7 +137,7 @@ def make_segment(
         reason = f"arrays under {format_bytes(SMALL_ARRAY_BYTES)} take small pages"
         falls.append(Fall(_HUGE_2M[0], "nbytes", 0, reason, "ask for huge_pages='on'"))
     whole = huge_pages == "on" or backing not in ("", SMALL_RUNG)
-    host = host or read_host()
+    host = host or LiveHost()  # a small array needs little of it
     for rung in rungs:
         if cancel is not None and cancel.is_set():
             raise CancelledError("making the segment was cancelled")

@@ -11,11 +11,11 @@ from dataclasses import replace
 from hugepool_common import linux
 from hugepool_common.mapping import CancelFlag, Mapping, Progress
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
-from hugepool_common.pages import Host, read_host
+from hugepool_common.pages import Host, LiveHost
 from hugepool_common.spec import Fall
 from hugepool_common.units import MIB, format_bytes
 from hugepool_server.backends.base import Backend, RungRefused
-from hugepool_server.backends.filling import SPARE_BYTES, in_slices, promised
+from hugepool_server.backends.filling import SPARE_BYTES, in_slices, promised, surely_fits
 from hugepool_server.backends.unpublished import UnpublishedFile
 
 SHM = "/dev/shm"
@@ -50,13 +50,15 @@ class SharedMemoryBackend(Backend):
         if not roomy:
             fullest = max(writable, key=lambda mount: mount.available_bytes)
             raise self._full(fullest, length)
-        if host.memory_headroom_bytes - SPARE_BYTES < length:
+        if not _surely_fits(length, host) and host.memory_headroom_bytes - SPARE_BYTES < length:
             raise self._no_memory(host, length)
         return roomy[0]
 
-    def room(self, length: int) -> contextlib.AbstractContextManager[None]:
+    def room(self, length: int, host: Host) -> contextlib.AbstractContextManager[None]:
         """See :meth:`Backend.room`: filling tmpfs past free memory would end in SIGKILL."""
-        return promised(length, lambda: read_host().memory_headroom_bytes)
+        if _surely_fits(length, host):
+            return contextlib.nullcontext()
+        return promised(length, lambda: LiveHost().memory_headroom_bytes)
 
     def map(self, file: UnpublishedFile, length: int) -> Mapping:
         """Set the length of the file and map it."""
@@ -223,9 +225,14 @@ def tmpfs_candidates(host: Host, options: tuple[str, ...]) -> list[TmpfsMount]:
 
 def is_huge(mount: HugetlbfsMount | TmpfsMount, host: Host) -> bool:
     """Whether plain allocation on this mount gives huge pages."""
-    return host.shmem_enabled == "force" or (
+    return (
         isinstance(mount, TmpfsMount) and mount.huge in HUGE_OPTIONS
-    )
+    ) or host.shmem_enabled == "force"
+
+
+def _surely_fits(length: int, host: Host) -> bool:
+    # A host that was given is what to decide by, whatever was seen of the real one.
+    return isinstance(host, LiveHost) and surely_fits(length, lambda: host.memory_headroom_bytes)
 
 
 def _collapse_range(address: int, length: int) -> int:

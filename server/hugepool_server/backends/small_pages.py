@@ -8,7 +8,7 @@ from typing import ClassVar
 from hugepool_common import linux
 from hugepool_common.mapping import CancelFlag, Mapping, Progress
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
-from hugepool_common.pages import Host, read_host
+from hugepool_common.pages import Host, LiveHost
 from hugepool_common.spec import Fall
 from hugepool_server.backends.base import SegmentRequest
 from hugepool_server.backends.filling import in_slices
@@ -50,7 +50,7 @@ class SmallPages(SharedMemoryBackend):
         try:
             with self.step("madvise"):
                 linux.advise(mapping.address, length, linux.MADV_NOHUGEPAGE)
-            if is_huge(mount, read_host()):
+            if is_huge(mount, LiveHost()):
                 # fallocate would take huge pages here, whatever the mapping asks
                 # for. A fault obeys the mapping, and populating faults without SIGBUS.
                 with self.step("madvise"):

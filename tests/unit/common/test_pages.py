@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hugepool_common.mounts import (
     parse_mountinfo,
     read_mounts,
 )
-from hugepool_common.pages import Pool, read_host
+from hugepool_common.pages import Host, LiveHost, Pool, read_host
 from hugepool_common.units import GIB, KIB, MIB
 from support.host import Mounts, fake_host
 
@@ -80,6 +81,38 @@ def test_a_host_is_read(tmp_path: Path) -> None:
     assert host.hpage_pmd_size == host.default_huge_page_size == 2 * MIB
     assert host.memory_available_bytes == GIB + MIB
     assert [pool.page_size for pool in host.pools] == [2 * MIB, GIB]
+
+
+def test_a_live_host_tells_the_same(tmp_path: Path) -> None:
+    root = _fake_tree(tmp_path)
+    host, live = read_host(root, look=_look().get), LiveHost(root, look=_look().get)
+    for fact in fields(Host):
+        assert getattr(live, fact.name) == getattr(host, fact.name)
+    assert live.memory_headroom_bytes == host.memory_headroom_bytes
+    assert live.pool(GIB) == host.pool(GIB)
+
+
+def test_a_live_host_keeps_what_it_read_and_the_next_one_reads_anew(tmp_path: Path) -> None:
+    root = _fake_tree(tmp_path)
+    live = LiveHost(root, look=_look().get)
+    assert live.pools[0].free_pages == 40
+    free = tmp_path / "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
+    free.write_text("60\n")
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 4 kB\n")
+    assert live.pools[0].free_pages == 40
+    assert live.memory_available_bytes == 4 * KIB, "it was not asked for before"
+    assert LiveHost(root, look=_look().get).pools[0].free_pages == 60
+
+
+def test_a_mount_made_meanwhile_is_seen(tmp_path: Path) -> None:
+    root = _fake_tree(tmp_path)
+    look = {**_look(), "/mnt/new": Room(os.makedev(0, 99), 4096, MIB, MIB, True)}.get
+    before = [mount.path for mount in LiveHost(root, look).tmpfs_mounts]
+    added = "40 22 0:99 / /mnt/new rw - tmpfs none rw,huge=always\n"
+    (tmp_path / "proc/self/mountinfo").write_text(MOUNTINFO + added)
+    assert [mount.path for mount in LiveHost(root, look).tmpfs_mounts] == [*before, "/mnt/new"]
+    (tmp_path / "proc/self/mountinfo").write_text(MOUNTINFO)
+    assert [mount.path for mount in LiveHost(root, look).tmpfs_mounts] == before
 
 
 def test_pages_available_are_free_less_promised_plus_what_may_be_added(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from hugepool_common.messages import (
     List,
     Message,
     Request,
+    SubmitJob,
     TimingReported,
+    Welcome,
 )
 from hugepool_common.spec import ArraySpec
 
@@ -73,6 +75,34 @@ def test_the_sides_do_not_read_each_others_messages() -> None:
 def test_bad_frames_are_typed_errors(frames: list[bytes]) -> None:
     with pytest.raises(ProtocolError):
         wire.decode_request(frames)
+
+
+def test_a_message_written_otherwise_is_the_same_message() -> None:
+    for body in (
+        msgpack.packb({"m": 8, "after": "x"}),
+        msgpack.packb({"after": "x", "m": 8}),
+        b"\x82\xa1m\xcd\x00\x08\xa5after\xd9\x01x",  # in longer forms than needed
+    ):
+        assert wire.decode_request([*HEAD, body]) == (7, List("x"))
+    assert wire.decode_request([*HEAD, msgpack.packb({"m": 8})]) == (7, List())  # a field left out
+
+
+def test_a_key_that_comes_twice_is_refused_also_where_the_rest_is_right() -> None:
+    for twice in (b"\xa5after\xa1x\xa5after\xa1x", b"\xa5after\xa1x\xa5after\xa1y"):
+        with pytest.raises(ProtocolError, match="duplicate"):
+            wire.decode_request([*HEAD, b"\x83\xa1m\x08" + twice])
+
+
+def test_texts_and_arrays_have_a_longest_length() -> None:
+    longest = [Attach("x" * 8192), SubmitJob("k", (), (0,) * 1024)]
+    for request in longest:
+        assert wire.decode_request(wire.encode(7, request)) == (7, request)
+    for request in (Attach("x" * 8193), SubmitJob("k", (), (0,) * 1025)):
+        with pytest.raises(ProtocolError, match="malformed"):
+            wire.decode_request(wire.encode(7, request))
+    reply = Welcome(1, "v" * 8193, "i", 2)
+    with pytest.raises(ProtocolError, match="malformed"):
+        wire.decode_from_coordinator(wire.encode(7, reply))
 
 
 def test_the_correlation_of_a_bad_message_can_be_read() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hugepool_common import wire
 from hugepool_common.errors import ErrorCode, InvalidSpecError
 from hugepool_common.messages import (
+    CREW_KERNEL,
     ArrayCreated,
     Attach,
     Attached,
@@ -24,6 +25,7 @@ from hugepool_common.messages import (
     Detached,
     DropSegment,
     Failed,
+    FewerWorkers,
     Goodbye,
     GoodbyeSaid,
     Hello,
@@ -48,6 +50,7 @@ from hugepool_common.messages import (
     TimingReported,
     Welcome,
     WorkerRegistered,
+    WorkersChanged,
 )
 from hugepool_common.spec import MAX_MEMBERS, ArraySpec, Member
 from hugepool_server.coordinator import Coordinator, Limits
@@ -813,6 +816,65 @@ def test_a_job_needs_a_worker(bench: Bench) -> None:
     failed = client.refused(SubmitJob("gather", (), (0, 1)), ErrorCode.NO_WORKERS)
     assert (failed.needed, failed.had) == ("1 worker", "0")
     assert "hugepool worker" in failed.remedy
+
+
+def test_a_job_that_counts_on_more_workers_than_there_are_is_not_taken(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    before = repr(bench.coordinator)
+    asked = client.call(SubmitJob("gather", (), (0, 1, 2), workers=2), FewerWorkers)
+    assert asked.present == 1
+    assert repr(bench.coordinator) == before
+    assert worker.notices(RunPart) == []
+    client.ask(SubmitJob("gather", (), (0, 1, 2), workers=1))
+    worker.done(worker.part())  # busy workers are there too
+    client.ask(SubmitJob("gather", (), (0, 1), workers=1))
+    worker.exit()
+    assert client.call(SubmitJob("gather", (), (0, 1), workers=1), FewerWorkers).present == 0
+
+
+def test_members_of_a_crew_are_not_there_for_others(bench: Bench) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.call(Stats(), Counted)
+    crew = client.submit(rows=(0, 1), kernel=CREW_KERNEL)
+    assert len(client.notices(WorkersChanged)) == 1
+    assert client.call(SubmitJob("gather", (), (0, 1), workers=2), FewerWorkers).present == 1
+    assert [worker.kernel for worker in client.call(Stats(), Counted).workers] == [CREW_KERNEL, ""]
+    one.done(one.part())
+    assert client.reply(crew, JobDone)
+    assert len(client.notices(WorkersChanged)) == 1
+    assert client.replies(client.ask(SubmitJob("gather", (), (0, 1), workers=2))) == []
+    assert [len(worker.notices(RunPart)) for worker in (one, two)] == [1, 0]
+
+
+def test_who_asked_for_the_workers_is_told_once_that_they_changed(bench: Bench) -> None:
+    client, other = bench.client(), bench.client()
+    assert client.call(Stats(), Counted).workers == ()
+    worker = bench.worker()
+    bench.worker()
+    assert len(client.notices(WorkersChanged)) == 1, "until it asks again"
+    assert other.notices(WorkersChanged) == [], "it never asked"
+    assert len(client.call(Stats(), Counted).workers) == 2
+    client.submit(rows=(0, 1))
+    assert client.notices(WorkersChanged) == [], "as many as before"
+    worker.exit()
+    assert len(client.notices(WorkersChanged)) == 1
+
+
+def test_who_could_not_be_told_of_the_workers_is_told_when_it_is_heard_again(
+    bench: Bench,
+) -> None:
+    client = bench.client()
+    client.call(Stats(), Counted)
+    client.vanish()
+    bench.worker()
+    assert client.notices(WorkersChanged) == []
+    client.ask(List())
+    assert len(client.notices(WorkersChanged)) == 1
+    client.vanish()  # and what was sent last may be lost
+    client.ask(List())
+    assert len(client.notices(WorkersChanged)) == 1
+    client.ask(List())
+    assert client.notices(WorkersChanged) == []
 
 
 def test_a_bad_job_changes_nothing(bench: Bench) -> None:

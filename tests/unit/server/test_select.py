@@ -17,13 +17,13 @@ from hugepool_common.errors import (
     NotEnoughPagesError,
 )
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
-from hugepool_common.pages import Host, Pool
+from hugepool_common.pages import MOUNT_VARIABLE, Host, Pool
 from hugepool_common.spec import Fall
 from hugepool_common.units import GIB, KIB, MIB
 from hugepool_server.backends import select
 from hugepool_server.backends.base import SegmentRequest
 from hugepool_server.reclaim import SegmentDirectories
-from support.host import fake_host
+from support.host import Mounts, fake_host
 
 BIG = 400 * MIB
 SHM_ONLY = (TmpfsMount("/dev/shm", "never", 32 * GIB, 32 * GIB, True),)
@@ -267,6 +267,28 @@ def test_no_room_anywhere_is_a_memory_error(directories: SegmentDirectories) -> 
         assert caught.value.needed == "419 MB"
         assert caught.value.had == "/dev/shm has 62.9 MB free"
         assert caught.value.remedy == "mount -o remount,size=404M /dev/shm"
+
+
+def test_a_mount_made_between_two_segments_is_used(
+    directories: SegmentDirectories, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = mounts.tmpfs("size=8M")
+    monkeypatch.setenv(MOUNT_VARIABLE, place)
+    policy: dict[str, Any] = {"huge_pages": "off", "page_size": "auto", "backing": "shm-4k"}
+    first, _ = select.make_segment(SegmentRequest(1, 4096), directories=directories, **policy)
+    assert first.path.startswith(place + "/")
+    later = mounts.tmpfs("size=8M")
+    monkeypatch.setenv(MOUNT_VARIABLE, later)
+    second, _ = select.make_segment(SegmentRequest(2, 4096), directories=directories, **policy)
+    assert second.path.startswith(later + "/")
+    directories.close()
+
+
+def test_small_segments_need_memory_too(directories: SegmentDirectories) -> None:
+    plenty = fake_host(tmpfs_mounts=SHM_ONLY)
+    assert select.backend_of("shm-4k").unusable(plenty, 4096) is None
+    scarce = replace(plenty, memory_available_bytes=64 * MIB)
+    assert _fall(scarce, "shm-4k", 4096).call == "MemAvailable"
 
 
 def test_a_segment_that_is_gone_or_another_is_not_unlinked(directories: SegmentDirectories) -> None:
