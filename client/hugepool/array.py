@@ -185,6 +185,14 @@ class SharedObject:
             self._destroyer()
         self._lease.release()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether arrays over it are alive in this process, besides those it keeps itself."""
+        if self._mapping is None:
+            return False
+        self._arrays.clear()
+        return self._mapping.live_arrays() > 0
+
     def _map_again(self) -> None:
         try:
             self._map(True)

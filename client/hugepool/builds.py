@@ -6,6 +6,7 @@ between two jobs is small. A payload is sealed before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from hugepool.phases import Phase, elapsed_ns
 from hugepool.plan_record import PlanSegment
 from hugepool.timings import JobTimings
 from hugepool.trials import Built, Proposal
-from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
+from hugepool_common.errors import HugepoolError, IndexOutOfRangeError, InvalidSpecError
 from hugepool_common.spec import ArraySpec, Member
 
 _CHECK_BLOCK = 1 << 16
@@ -109,8 +110,9 @@ class _Build:
         return Built(self.form, payload, scratch, self.taken_ns)
 
     def abandon(self, payload: SharedObject) -> None:
-        """Leave nothing."""
-        self.session.destroy(payload.name)
+        """Leave nothing, and do not hide the error under way."""
+        with contextlib.suppress(HugepoolError):  # what is in use now goes with the record
+            self.session.destroy(payload.name)
 
     @property
     def _name(self) -> str:

@@ -9,6 +9,7 @@ for nothing while steps are taken, and may even be gone.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import os
 import threading
@@ -26,7 +27,7 @@ from hugepool.array import SharedArray
 from hugepool.crew_control import MAX_SEATS, MAX_STEPS
 from hugepool.crew_muster import Muster
 from hugepool.crew_roster import Loss
-from hugepool.crew_step import CrewStep, Planned, released
+from hugepool.crew_step import CrewStep, Lock, Planned, released
 from hugepool.kernels import crew_words as words
 from hugepool.kernels import normalise as norms
 from hugepool.phases import Phase
@@ -73,7 +74,7 @@ class Crew:
     Raises
     ------
     InvalidSpecError
-        `workers` is no count that a crew can have.
+        `workers` is no count that a crew can have, or `patience_s` no time.
     NoWorkersError
         The workers are not there, or did not join within two minutes.
     MissingExtraError
@@ -94,7 +95,8 @@ class Crew:
         huge_pages: HugePages = "try",
         page_size: PageSize = "auto",
     ) -> None:
-        self.workers = _count("workers", workers, 1, MAX_SEATS)
+        self.workers = checked_size(workers)
+        _check_patience(patience_s)
         self._lock = threading.RLock()
         self._unsettled = False
         self._closed = False
@@ -154,13 +156,26 @@ class Crew:
         """
         with self._lock:
             self._check_usable()
+            for role, operand in (("x", x), ("out", out)):
+                if not isinstance(operand, SharedArray):
+                    raise InvalidSpecError(
+                        f"{role} is no handle of a shared array",
+                        had=type(operand).__name__,
+                        remedy="make one with pool.create, pool.put or pool.attach",
+                    )
+            if not hasattr(plan, "phases"):
+                raise InvalidSpecError(
+                    "the plan is none",
+                    had=type(plan).__name__,
+                    remedy="make one with pool.plan_matvec or pool.plan_gather, or attach it",
+                )
             if x is out or x.info.segment.segment_id == out.info.segment.segment_id:
                 raise InvalidSpecError(
                     "the output may not be the input too",
                     where=out.name,
                     remedy="write into an array of its own",
                 )
-            return self._prepare(tuple(plan.phases(x, out, self.workers)))
+            return self._prepare(plan, tuple(plan.phases(x, out, self.workers)))
 
     def iterate(
         self, plan: Planned, x: SharedArray, steps: int, normalise: Norm | None = None
@@ -215,7 +230,7 @@ class Crew:
                     *plan.phases(x, result, self.workers),
                     *_norm_phases(result, partials, x, normalise, self.workers),
                 )
-                step = self._prepare(phases)
+                step = self._prepare(plan, phases)
                 try:
                     self._take_steps(step, count)
                     if kind is None:
@@ -254,9 +269,10 @@ class Crew:
 
     # For its steps ------------------------------------------------------------
 
-    def take_step(self, number: int, last: int) -> None:
+    def take_step(self, number: int, last: int, lock: Lock) -> None:
         """Carry out the phases ``[0, last)`` of a step, each run of them anew; for CrewStep."""
-        with self._lock:
+        # The plan's lock too: its bins may be another crew's, or a job's, at this moment.
+        with self._lock, lock:
             if self._roster.attention:
                 self._attend(number)
             try:
@@ -282,7 +298,7 @@ class Crew:
 
     # Within -------------------------------------------------------------------
 
-    def _prepare(self, phases: tuple[Phase, ...]) -> CrewStep:
+    def _prepare(self, plan: Planned, phases: tuple[Phase, ...]) -> CrewStep:
         number = next((n for n in range(MAX_STEPS) if n not in self._steps), None)
         if number is None:
             raise InvalidSpecError(
@@ -291,7 +307,7 @@ class Crew:
                 remedy="release some",
             )
         self._settle_and_seat()
-        step = CrewStep(self, number, phases, self.workers)
+        step = CrewStep(self, number, plan, phases, self.workers)
         self._steps[number] = step
         try:
             epoch = self._tell(step)
@@ -321,7 +337,7 @@ class Crew:
         while count:
             chunk = min(chunk, count, most)
             started_ns = time.monotonic_ns()
-            self.take_step(step.number, chunk * phases)
+            self.take_step(step.number, chunk * phases, step.lock)
             elapsed_ns = max(1, time.monotonic_ns() - started_ns)
             count -= chunk
             chunk = min(8 * chunk, max(1, chunk * _CHUNK_NS // elapsed_ns))
@@ -445,6 +461,15 @@ def checked_size(workers: Any) -> int:
         It is no int, or not of 1 to 128.
     """
     return _count("workers", workers, 1, MAX_SEATS)
+
+
+def _check_patience(patience_s: Any) -> None:
+    if not isinstance(patience_s, (int, float)) or not 0 < patience_s < math.inf:
+        raise InvalidSpecError(
+            "patience_s is no time to wait",
+            needed="seconds, more than 0",
+            had=repr(patience_s)[:80],
+        )
 
 
 def _count(name: str, value: Any, least: int, most: int) -> int:

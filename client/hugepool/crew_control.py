@@ -7,6 +7,7 @@ slip a seat, on which a member writes what went wrong.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from dataclasses import dataclass
@@ -407,6 +408,7 @@ class Participant:
         return int(np.searchsorted(bounds, entry, side="right")) - 1
 
 
+@functools.cache  # each compilation maps memory that numba never gives back
 def _compiled(function: str, integers: int) -> Any:
     """A loop of the crew, compiled for so many integers."""
     return compiled_for(CompiledLoop(_LOOPS, function), (0,) * integers)

@@ -47,6 +47,10 @@ CONTROL = "control"
 """Role of the control block in that job."""
 
 
+class MembershipEnded(BaseException):
+    """This worker is stopping while its crew goes on: its part is for another to take up."""
+
+
 class Membership:
     """The kernel of the job by which workers join a crew.
 
@@ -81,6 +85,8 @@ class Membership:
         ------
         HugepoolError
             This process cannot take part.
+        MembershipEnded
+            One of `watch` became readable.
         """
         seat = int(row_start) + 1
         block = ControlBlock.joined(_control(operands), seat)
@@ -89,9 +95,12 @@ class Membership:
         except ProcessLookupError:
             return Work(0, 0, 0)
         try:
-            return _Member(block, seat, self._channel).run([leader_fd, *self._watch])
+            work = _Member(block, seat, self._channel).run([leader_fd, *self._watch])
         finally:
             os.close(leader_fd)
+        if select.select(self._watch, [], [], 0)[0]:
+            raise MembershipEnded
+        return work
 
 
 def _control(operands: Operands) -> Array:

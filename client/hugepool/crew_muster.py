@@ -127,7 +127,7 @@ class Muster:
         control = self._control
         assert control is not None
         described = Operand(CONTROL, control.name, True, "shared", control.info.segment.segment_id)
-        job = SubmitJob(KERNEL, (described,), tuple(range(self._workers)))
+        job = SubmitJob(KERNEL, (described,), tuple(range(self._workers)), standing=True)
         try:
             # Refusals come at once. The job itself lasts as long as the crew, and nobody
             # waits for its reply: members say in the control block that they left.

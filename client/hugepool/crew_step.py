@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 from hugepool import kernels
 from hugepool.array import SharedArray, SharedObject
@@ -21,12 +23,15 @@ from hugepool.kernels.native import NativeCall
 from hugepool.phases import Phase
 from hugepool_common.errors import DetachedError, InvalidSpecError, JobFailedError
 
+Lock: TypeAlias = AbstractContextManager[Any]
+
 
 class Planned(Protocol):
     """What a crew can prepare: a plan, or anything else that consists of phases.
 
     Every phase must give the same again if it is run twice on the same input: after a
-    death the phase under way is repeated.
+    death the phase under way is repeated. A plan that has a ``lock`` has it held during
+    every step.
     """
 
     def phases(self, x: SharedArray, out: SharedArray, parts: int) -> Sequence[Phase]:
@@ -36,8 +41,8 @@ class Planned(Protocol):
 class Stepping(Protocol):
     """What a step asks of its crew."""
 
-    def take_step(self, number: int, last: int) -> None:
-        """Carry out the phases ``[0, last)`` of a step."""
+    def take_step(self, number: int, last: int, lock: Lock) -> None:
+        """Carry out the phases ``[0, last)`` of a step, with the plan's lock held."""
 
     def release(self, step: CrewStep) -> None:
         """Have everybody forget a step."""
@@ -97,8 +102,16 @@ class Binding:
 class CrewStep:
     """A prepared step. Made by :meth:`Crew.prepare`; call it to take it."""
 
-    def __init__(self, crew: Stepping, number: int, phases: tuple[Phase, ...], parts: int) -> None:
+    def __init__(
+        self,
+        crew: Stepping,
+        number: int,
+        plan: Planned,
+        phases: tuple[Phase, ...],
+        parts: int,
+    ) -> None:
         self._crew = crew
+        self.lock: Lock = getattr(plan, "lock", None) or contextlib.nullcontext()
         self.number = number
         self.phase_count = len(phases)
         self._released = False
@@ -146,7 +159,7 @@ class CrewStep:
         """
         if self._released:
             raise released()
-        self._crew.take_step(self.number, self.phase_count)
+        self._crew.take_step(self.number, self.phase_count, self.lock)
 
     def release(self) -> None:
         """Let go of the arrays; the step can be taken no more."""

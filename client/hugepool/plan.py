@@ -20,7 +20,12 @@ from hugepool.array import SharedArray, SharedObject
 from hugepool.matrix import SharedMatrix
 from hugepool.phases import Phase
 from hugepool.plan_record import PlanFacts, PlanReport, PlanSegment
-from hugepool_common.errors import InvalidSpecError, SegmentChangedError
+from hugepool_common.errors import (
+    ArrayBusyError,
+    DetachedError,
+    InvalidSpecError,
+    SegmentChangedError,
+)
 from hugepool_common.spec import Member
 from hugepool_common.units import format_bytes
 
@@ -45,8 +50,13 @@ class SharedPlan:
 
     Notes
     -----
-    Runs of one handle share its bins: one at a time. Processes that attached the plan
-    do not disturb each other.
+    Runs of one handle share its bins: threads, and steps of crews, wait for each other.
+    Processes that attached the plan do not disturb each other.
+
+    Attributes
+    ----------
+    lock
+        Held while a run uses the bins.
     """
 
     def __init__(
@@ -66,6 +76,8 @@ class SharedPlan:
         self._payload = payload
         self._matrix = matrix
         self._scratch = scratch
+        self._cuts: dict[int, dict[str, SharedArray]] = {}  # by the number of parts
+        self._detached = False
         self._lent = lent  # the matrix is the caller's own handle
         self.lock = threading.Lock()
 
@@ -92,8 +104,10 @@ class SharedPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of shared memory held by the plan and, once it ran, by this handle."""
-        held = [self._record, *([self._payload] if self._payload else [])]
-        held += (self._scratch or {}).values()
+        held: list[SharedObject] = [self._record]
+        held += [self._payload] if self._payload is not None else []
+        for scratch in (self._scratch or {}, *self._cuts.values()):
+            held += scratch.values()
         return sum(one.nbytes for one in held)
 
     def describe(self) -> PlanReport:
@@ -129,7 +143,10 @@ class SharedPlan:
         InvalidSpecError
             An array does not fit; nothing is written then.
         SegmentChangedError, ArrayNotFoundError
-            The matrix or the plan was destroyed.
+            The matrix was destroyed, or what was built for the plan; a direct plan of a
+            matrix has nothing built, and runs as long as the matrix is there.
+        DetachedError
+            The plan is detached.
         """
         return self._session.run_plan(self, x, out, workers=workers)
 
@@ -141,6 +158,10 @@ class SharedPlan:
         InvalidSpecError
             `x` or `out` does not fit the plan, or both are one array.
         """
+        if self._detached:
+            raise DetachedError(
+                f"the plan {self.name!r} is detached", remedy=f"call pool.attach({self.name!r})"
+            )
         self._check(x, out)
         if self._scratch is None:
             self._scratch = self._session.make_scratch(self._facts.scratch)
@@ -150,6 +171,11 @@ class SharedPlan:
         if self._matrix is not None:
             operands["A"] = self._matrix
         report = self._facts.report
+        if parts not in self._cuts:
+            self._cuts[parts] = forms.cut_scratch(
+                report.operation, report.choice, operands, parts, self._session.make_scratch
+            )
+        operands |= self._cuts[parts]
         return forms.phases(report.operation, report.choice, operands, parts)
 
     def _check(self, x: SharedArray, out: SharedArray) -> None:
@@ -186,12 +212,26 @@ class SharedPlan:
         self._record.destroy_with_handle()
 
     def detach(self) -> None:
-        """Let go of all of it. The plan stays under its name."""
-        self._scratch, scratch = None, self._scratch
+        """Let go of all of it. The plan stays under its name.
+
+        Raises
+        ------
+        ArrayBusyError
+            A crew's step is prepared with it; nothing has changed.
+        """
+        scratch = [*(self._scratch or {}).values()]
+        scratch += [one for cut in self._cuts.values() for one in cut.values()]
         own = None if self._lent else self._matrix
-        for one in (*(scratch or {}).values(), self._payload, own, self._record):
-            if one is not None:
-                one.detach()
+        held = [one for one in (*scratch, self._payload, own, self._record) if one is not None]
+        if any(one.in_use for one in held):
+            raise ArrayBusyError(
+                "a step is prepared with the plan",
+                where=self.name,
+                remedy="release the step, or close its crew, before the plan is detached",
+            )
+        self._scratch, self._cuts, self._detached = None, {}, True
+        for one in held:
+            one.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +242,11 @@ class SharedPlan:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.detach()
+        try:
+            self.detach()
+        except ArrayBusyError:
+            if kind is None:  # else it must not hide the error under way
+                raise
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(f"pass the name {self.name!r} and attach it on the far side")

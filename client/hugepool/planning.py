@@ -29,9 +29,10 @@ from hugepool.plan import SharedPlan
 from hugepool.plan_record import RECORD, RECORD_BYTES, PlanFacts, PlanReport, PlanSegment
 from hugepool.progress import Waiting
 from hugepool.sharing import as_indices
+from hugepool.store import dtype_code
 from hugepool.timings import JobTimings
 from hugepool.trials import Hope, Proposal, Trials
-from hugepool_common.errors import InvalidSpecError, SegmentChangedError
+from hugepool_common.errors import ArrayBusyError, InvalidSpecError, SegmentChangedError
 from hugepool_common.spec import ArraySpec, Member, check_name
 
 Form = Literal["auto", "direct", "binned", "ordered", "repeated", "narrow"]
@@ -158,7 +159,7 @@ class Planning(Computing):
                 remedy="call its seal() first",
             )
         kept: rounding.Storage = "compact" if storage == "compact" else "exact"
-        x_dtype = matrix.spec.dtype if dtype is None else np.dtype(dtype).str
+        x_dtype = matrix.spec.dtype if dtype is None else dtype_code(dtype)
         out_dtype = np.result_type(matrix.dtype, np.dtype(x_dtype)).str
         rows, columns = matrix.shape
         segment_id = matrix.info.segment.segment_id
@@ -193,12 +194,18 @@ class Planning(Computing):
             No such name.
         ArraySealedError
             ``readonly=False`` for a sealed object.
+        ArrayBusyError
+            The plan is still being made.
         SegmentChangedError
             The matrix of the plan was destroyed.
         """
         found = super().attach(name, readonly)
         if not isinstance(found, PlanSegment) or not found.is_record:
             return found
+        if not found.sealed:
+            raise ArrayBusyError(
+                "the plan is still being made", where=name, remedy="try again when its maker has it"
+            )
         facts = found.read_record()
         payload = super().attach(facts.payload) if facts.payload else None
         matrix = super().attach(facts.matrix) if facts.matrix else None
@@ -280,14 +287,14 @@ class Planning(Computing):
             predicted_ns={one.form: one.predicted_ns for one in forms if one.predicted_ns},
             build_ns=kept.build_ns,
             trial_ns=time.monotonic_ns() - began_ns,
-            payload_nbytes=record.nbytes + (kept.payload.nbytes if kept.payload else 0),
+            payload_nbytes=record.nbytes + (kept.payload.nbytes if kept.payload is not None else 0),
             scratch_nbytes=sum(one.nbytes for one in trials.scratch.values()),
             break_even=trials.break_even,
         )
         facts = msgspec.structs.replace(
             facts,
             report=report,
-            payload=kept.payload.name if kept.payload else "",
+            payload=kept.payload.name if kept.payload is not None else "",
             scratch=kept.scratch,
         )
         record.write_record(facts)
@@ -341,7 +348,7 @@ def _hope(uses: int | None, form: str, choices: tuple[str, ...]) -> Hope:
     if uses is None:
         return Hope(form, None)
     try:
-        count = operator.index(uses)
+        count = 0 if isinstance(uses, bool) else operator.index(uses)
     except TypeError:
         count = 0
     if count < 1:

@@ -93,7 +93,9 @@ class Worker:
                 notice = self._channel.next_notice(None, watch=watch)
                 match notice:
                     case RunPart():
-                        self._channel.post(self._done(notice))
+                        report = self._done(notice)
+                        if report is not None:
+                            self._channel.post(report)
                     case DropSegment():
                         self._operands.drop(notice.segment_id)
                     case CoordinatorStopping():
@@ -116,9 +118,12 @@ class Worker:
         self._channel.close()
         self._operands.clear()
 
-    def _done(self, part: RunPart) -> PartDone | PartFailed:
+    def _done(self, part: RunPart) -> PartDone | PartFailed | None:
+        """What to report; nothing of a part that another worker is to take up."""
         try:
             timing = self._timed(part)
+        except crew_member.MembershipEnded:
+            return None
         except Exception as error:
             if not isinstance(error, HugepoolError):
                 log.exception("part %d of job %d failed", part.part, part.job)

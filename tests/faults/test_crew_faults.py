@@ -105,9 +105,11 @@ def test_another_worker_takes_the_seat(pool: Pool, matrix: scipy.sparse.csr_arra
             np.testing.assert_array_equal(y.array, matrix @ x.array)
             return len(crew.losses) == number and len(crew.members) == 1
 
-        for number in (1, 2):
+        # SIGTERM is how a worker is ended in order; more often than any part may lose one.
+        ways = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+        for number, way in enumerate(ways, 1):
             pool.start_workers(1)
-            os.kill(crew.members[0], signal.SIGKILL)
+            os.kill(crew.members[0], way)
             assert settles(partial(replaced, number), 60)
 
 

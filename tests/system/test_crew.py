@@ -361,3 +361,86 @@ def test_crews_that_pin_one_thread_restore_its_cpus_when_the_last_ends(pool: Poo
 def test_a_pool_makes_no_crew_of_such_a_size(pool: Pool, workers: Any) -> None:
     with pytest.raises(InvalidSpecError, match="workers"):
         pool.crew(workers=workers)
+
+
+def test_threads_that_use_one_plan_in_a_crew_and_in_jobs_do_not_disturb_each_other(
+    pool: Pool, matrix: scipy.sparse.csr_array, shared: Shared
+) -> None:
+    other_x, other_y = pool.create("other-x", ROWS), pool.create("other-y", ROWS)
+    other_x.array[:] = 7.0
+    wrong: list[str] = []
+    want, other_want = matrix @ shared.x.array, matrix @ other_x.array
+    with (
+        pool.plan_matvec(shared.A, form="binned") as plan,
+        pool.crew(workers=2) as crew,
+        crew.prepare(plan, shared.x, shared.y) as step,
+    ):
+
+        def jobs() -> None:
+            for _ in range(30):
+                plan.run(other_x, other_y, workers=1)
+                if not np.allclose(other_y.array, other_want):
+                    wrong.append("job")
+
+        thread = threading.Thread(target=jobs)
+        thread.start()
+        while thread.is_alive():
+            step()
+            if not np.allclose(shared.y.array, want):
+                wrong.append("step")
+        thread.join()
+    assert not wrong
+    for handle in (other_x, other_y):
+        handle.detach()
+        pool.destroy(handle.name)
+
+
+def test_an_error_under_way_is_not_hidden_by_a_prepared_step(pool: Pool, shared: Shared) -> None:
+    plan = pool.plan_matvec(shared.A, form="binned")
+    with pool.crew(workers=2) as crew, pytest.raises(ZeroDivisionError), plan:
+        step = crew.prepare(plan, shared.x, shared.y)
+        raise ZeroDivisionError
+    assert "released" in repr(step)
+    plan.detach()
+
+
+def test_a_plan_stays_whole_while_a_step_is_prepared_with_it(pool: Pool, shared: Shared) -> None:
+    plan = pool.plan_matvec(shared.A, form="binned")
+    with pool.crew(workers=2) as crew:
+        step = crew.prepare(plan, shared.x, shared.y)
+        held = plan.nbytes
+        with pytest.raises(ArrayBusyError, match="release the step"):
+            plan.detach()
+        assert plan.nbytes == held
+        step()
+        step.release()
+        plan.detach()
+
+
+@pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf"), "x", None])
+def test_no_such_patience(pool: Pool, patience: Any) -> None:
+    with pytest.raises(InvalidSpecError, match="patience"):
+        pool.crew(workers=2, patience_s=patience)
+
+
+def test_names_and_ndarrays_are_no_operands_of_a_step(pool: Pool, shared: Shared) -> None:
+    with pool.plan_matvec(shared.A) as plan, pool.crew(workers=1) as crew:
+        calls: tuple[Any, ...] = ((plan, "x", shared.y), (plan, shared.x, np.ones(ROWS)))
+        for arguments in (*calls, ("plan", shared.x, shared.y)):
+            with pytest.raises(InvalidSpecError):
+                crew.prepare(*arguments)
+
+
+def executable_mappings() -> int:
+    with open("/proc/self/maps", encoding="ascii") as lines:
+        return sum(" r-xp " in line for line in lines)
+
+
+def test_crews_leave_no_code_behind(pool: Pool) -> None:
+    with pool.crew(workers=2):
+        pass
+    before = executable_mappings()
+    for _ in range(3):
+        with pool.crew(workers=2):
+            pass
+    assert executable_mappings() == before

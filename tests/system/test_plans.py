@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 import hugepool
+from hugepool import products
 from hugepool_common.units import round_up
+from support.crews import crew_of
 from support.extras import need
 from support.service import Service
 
@@ -138,6 +141,75 @@ def test_the_report_tells_the_bytes_that_are_held(pool: hugepool.Pool) -> None:
         pool.destroy("p")
     assert names(pool) == before
     pool.destroy("x")
+
+
+def with_long_rows(shape: str) -> Any:
+    """A matrix of small integers, some of whose rows hold most of its entries."""
+    sparse = importlib.import_module("scipy.sparse")
+    random = np.random.default_rng(6)
+    size = 4000
+    others, every = np.arange(size), np.ones(size, np.int64)
+    row, column = [others], [others]
+    long_rows = {"arrow": (0,), "last row": (size - 1,), "two rows": (7, 1999)}[shape]
+    for one in long_rows:
+        row.append(np.repeat(one * every, 20))  # columns may come more than once
+        column.append(np.tile(others, 20))
+    row.append(others)
+    column.append(long_rows[0] * every)
+    indices, indptr = np.concatenate(column), np.concatenate(row)
+    order = np.argsort(indptr, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(indptr, minlength=size))])
+    data = random.integers(-8, 9, len(order)).astype("f8")
+    return sparse.csr_array((data, indices[order], indptr), shape=(size, size))
+
+
+@pytest.mark.parametrize("shape", ["arrow", "last row", "two rows"])
+def test_a_direct_plan_cuts_rows_longer_than_a_part(
+    pool: hugepool.Pool, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "CUT_ROWS_ENTRIES", 1000)
+    matrix = with_long_rows(shape)
+    long = np.diff(matrix.indptr) > 1000
+    exact = np.random.default_rng(7).integers(-100, 100, 4000).astype("f8")
+    rough = np.random.default_rng(8).standard_normal(4000)
+    A = pool.put("A", matrix)
+    before = names(pool)
+    plan = pool.plan_matvec(A, form="direct", workers=3)
+    x, out = pool.create("x", 4000), pool.create("y", 4000)
+    for parts in (1, 2, 3, 4, 5, 3):
+        for vector in (exact, rough):
+            x.array[:], out.array[:] = vector, np.nan
+            steps = plan.phases(x, out, parts)
+            assert [len(step.rows) for step in steps] == [parts + 1] * len(steps)
+            assert (len(steps) == 2) == (parts > (2 if shape == "two rows" else 1))
+            done = pool.run_phases(steps)
+            shares = [part.nnz for part in done.parts if part.nnz]
+            assert sum(shares) == matrix.nnz
+            assert max(shares) <= 1.25 * matrix.nnz / parts + 4000
+            expected = matrix @ vector
+            np.testing.assert_array_equal(out.array[~long], expected[~long])
+            if vector is exact:  # small integers: sums are exact in any order
+                np.testing.assert_array_equal(out.array, expected)
+            for row in np.flatnonzero(long):
+                begin, end = matrix.indptr[row : row + 2]
+                terms = matrix.data[begin:end] * vector[matrix.indices[begin:end]]
+                bound = len(terms) * 2.0**-52 * abs(terms).sum()
+                assert abs(out.array[row] - math.fsum(terms)) <= bound
+    assert plan.nbytes > plan.describe().nbytes
+    x.array[:], out.array[:] = exact, np.nan
+    np.testing.assert_array_equal(plan.run(x, workers=2).array, matrix @ exact)
+    with crew_of(pool, 2) as crew:
+        step = crew.prepare(plan, x, out)
+        for _ in range(3):
+            out.array[:] = np.nan
+            step()
+            np.testing.assert_array_equal(out.array, matrix @ exact)
+            x.array[:] += 1
+            exact += 1
+        step.release()
+    plan.detach()
+    del plan, steps, step
+    assert names(pool) == before | {"x", "y"}
 
 
 def test_an_unnamed_plan_goes_with_its_handle(pool: hugepool.Pool) -> None:
@@ -315,3 +387,42 @@ def test_empty_plans(pool: hugepool.Pool) -> None:
         A.detach()
         pool.destroy("A")
     pool.destroy("x")
+
+
+def test_a_named_plan_of_an_empty_or_0d_index_is_attached_and_run(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(9.0))
+    for idx in (np.zeros(0, "i8"), np.zeros((0, 3), "i4"), np.array(4)):
+        for form in GATHER_FORMS:
+            pool.plan_gather(idx, x, name="p", form=form)  # type: ignore[arg-type]
+            plan = pool.attach("p")
+            np.testing.assert_array_equal(plan.run(x).array, np.take(x.array, idx))
+            assert plan.describe().payload_nbytes > idx.nbytes // 2
+            plan.detach()
+            pool.destroy("p")
+
+
+def test_a_plan_that_is_not_finished_is_said_to_be_under_way(pool: hugepool.Pool) -> None:
+    with pool._record("p", 0), pytest.raises(hugepool.ArrayBusyError, match="still being made"):
+        pool.attach("p")
+
+
+def test_a_detached_plan_says_so(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(9.0))
+    plan = pool.plan_gather([1], x, name="p", form="binned")
+    plan.detach()
+    with pytest.raises(hugepool.DetachedError, match="'p' is detached"):
+        plan.run(x)
+
+
+@pytest.mark.parametrize("uses", [True, 0, -3, 1.5])
+def test_no_such_count_of_uses(pool: hugepool.Pool, uses: Any) -> None:
+    x = pool.put("x", np.arange(9.0))
+    with pytest.raises(hugepool.InvalidSpecError, match="uses"):
+        pool.plan_gather([1], x, uses=uses)
+
+
+def test_an_unknown_dtype_of_vectors_is_refused(pool: hugepool.Pool) -> None:
+    A = pool.put("A", graph(50, 100, 3))
+    for dtype in (object(), "O", ">f8"):
+        with pytest.raises(hugepool.InvalidSpecError):
+            pool.plan_matvec(A, dtype=dtype)  # type: ignore[arg-type]
