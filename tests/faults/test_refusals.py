@@ -272,9 +272,7 @@ def test_memory_that_others_took_meanwhile(
     directories: SegmentDirectories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = read_host()
-    monkeypatch.setattr(
-        shared_memory, "LiveHost", lambda: replace(host, memory_available_bytes=70 * MIB)
-    )
+    monkeypatch.setattr(shared_memory, "free_memory_bytes", lambda: 70 * MIB)
     with pytest.raises(NotEnoughMemoryError, match="do not fit in"):
         make(directories, backing="shm-4k", host=host)
 

@@ -1,4 +1,4 @@
-"""What numba has no name for: prefetch, copies between addresses, streaming store, store fence.
+"""What numba has no name for: prefetch, streaming copy of a line, store fence.
 
 Importing this module imports numba; only the modules of loops do so. Addresses
 are plain integers, because a prefetch may name any address: one that is not
@@ -60,22 +60,6 @@ def copy_line(typing_context: Any, target: Any, source: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64), generate
-
-
-@intrinsic
-def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy `count` bytes between integer addresses, as ``memcpy`` does."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        to, origin = (builder.inttoptr(word, pointer) for word in arguments[:2])
-        length = arguments[2]
-        function = builder.module.declare_intrinsic("llvm.memcpy", [pointer, pointer, length.type])
-        volatile = ir.IntType(1)(0)
-        builder.call(function, [to, origin, length, volatile])
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, types.uint64), generate
 
 
 @intrinsic

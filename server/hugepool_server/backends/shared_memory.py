@@ -58,7 +58,7 @@ class SharedMemoryBackend(Backend):
         """See :meth:`Backend.room`: filling tmpfs past free memory would end in SIGKILL."""
         if _surely_fits(length, host):
             return contextlib.nullcontext()
-        return promised(length, lambda: LiveHost().memory_headroom_bytes)
+        return promised(length, free_memory_bytes)
 
     def map(self, file: UnpublishedFile, length: int) -> Mapping:
         """Set the length of the file and map it."""
@@ -199,6 +199,11 @@ class SharedMemoryBackend(Backend):
             error=errno.ENOMEM,
             remedy=f"raise the limit of {limit.where} by {format_bytes(length - free_bytes)}",
         )
+
+
+def free_memory_bytes() -> int:
+    """What may be allocated now, by free memory and the control group's limit."""
+    return LiveHost().memory_headroom_bytes
 
 
 def tmpfs_candidates(host: Host, options: tuple[str, ...]) -> list[TmpfsMount]:
