@@ -45,6 +45,8 @@ _BUILD_NS = {forms.BINNED: 35, forms.ORDERED: 28, forms.REPEATED: 4, forms.NARRO
 """Processor time of a build per entry, as it was seen on pages of 2 MiB."""
 _FIRST_LEVEL_BYTES = 1 << 16
 _SMALL = 16
+_SMALL_SHARE = 16
+"""Bins do not help where x is at most one in so many parts of the last-level cache."""
 _HOT_COLUMNS = 1 << 15
 _HOT_SHARE = 0.25
 """Columns that fit a second-level cache, and the share of entries that makes them hot."""
@@ -290,16 +292,16 @@ def matvec_forms(
     if refusal:
         return [direct] + [propose(form, None, "", 0, 0) for form in _BUILD_NS]
     scattered = is_scattered(a, x.dtype.itemsize)
-    local = "" if scattered else "x is reached in order"
-    if 4 * x.nbytes <= last_level_cache_bytes():
-        local = f"x ({x.nbytes / 1e6:.1f} MB) fits a quarter of the last-level cache"
+    small = ""
+    if _SMALL_SHARE * x.nbytes <= last_level_cache_bytes():
+        small = f"x ({x.nbytes / 1e6:.1f} MB) is small beside the last-level cache"
     stored = _stored(a, storage)
     binned = ProductLayout.fitting(stored, np.dtype(out_dtype).itemsize).likely
     few = f"{a.nnz:,} entries are too few for {binned.cells:,} pairs of blocks"
     hot = hot_share(a, _HOT_COLUMNS)
     cool = f"the most used {_HOT_COLUMNS:,} columns have {hot:.0%} of the entries"
-    if not scattered or a.shape[1] * 8 <= _FIRST_LEVEL_BYTES:
-        cool = "x is small or reached in order"
+    if x.nbytes <= _FIRST_LEVEL_BYTES:
+        cool = "x fits the first-level cache"
     elif hot >= _HOT_SHARE:
         cool = ""
     entry_bytes = 4 + stored.stored_bytes
@@ -311,7 +313,7 @@ def matvec_forms(
         propose(
             forms.BINNED,
             lambda build: _bins_of_product(build, matrix, a, x, out_dtype, stored),
-            local or (few if binned.sparse else ""),
+            small or (few if binned.sparse else ""),
             binned.moved_nbytes,
             binned.nbytes + binned.bins_nbytes + 4 * binned.counts,
         ),
