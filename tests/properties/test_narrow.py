@@ -77,6 +77,16 @@ def _assert_same(first: PlanArrays, second: PlanArrays) -> None:
         assert array.tobytes() == second.arrays[role].tobytes(), role
 
 
+def test_a_row_of_one_entry_beside_the_diagonal_is_no_empty_row() -> None:
+    for value in (0.0, 1.0):
+        indptr, indices = np.array([0, 1, 2, 2], np.int32), np.array([1, 2], np.int32)
+        plan = build_repeated(CsrArrays(indptr, indices, np.full(2, value), (3, 3)))
+        assert plan is not None
+        out = np.full(3, 7.0)
+        run_repeated(plan, np.array([1.0, 2.0, 3.0]), out)
+        assert out.tolist() == [2 * value, 3 * value, 0.0]
+
+
 @given(a=matrices(numbers="tame"), data=st.data())
 @quick
 def test_a_compact_product_keeps_the_stated_bound(a: CsrArrays, data: st.DataObject) -> None:

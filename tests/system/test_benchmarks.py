@@ -117,7 +117,7 @@ for name in matrices.RECIPES:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 8
+    assert len(done.stdout.splitlines()) == 9
 
 
 def test_the_table_and_the_plot(tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def digest_runs(
         row = np.uint64(first[run])
         start = np.uint64(indptr[row])
         stop = min(np.uint64(indptr[row + _ONE]), nnz)
-        digest = stop - start
+        # A large seed: from a small one, a first small number could lead to that of an empty row.
+        digest = (stop - start + _ONE) * _MIX
         for entry in range(start, stop):
             digest = (digest ^ (np.uint64(indices[entry]) - row)) * _MIX
             digest ^= digest >> _SHIFT
