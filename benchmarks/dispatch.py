@@ -140,7 +140,7 @@ def _ours(
     )
     contenders = [one for one in found if one.result == "existing"]
     plan = build_plan(
-        setting, "plan_matvec", "direct", pages, lambda method: method(roles["A"], form="direct")
+        setting, "direct", pages, lambda pool: pool.plan_matvec(roles["A"], form="direct")
     )
     if plan is not None:
         contenders += plan_contenders(setting, plan, x, out, options.workers, reference)

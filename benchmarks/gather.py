@@ -110,9 +110,7 @@ def gather_contest(setting: Setting, options: Options, pattern: str) -> Contest:
             setting, "pool.gather", pages, call, out, options.workers, reference
         )
         for form in options.extra.forms:
-            made = build_plan(
-                setting, "plan_gather", form, pages, functools.partial(_plan, roles, options, form)
-            )
+            made = build_plan(setting, form, pages, functools.partial(_plan, roles, form))
             if made is not None:
                 planned.append(made)
                 contenders += plan_contenders(
@@ -164,9 +162,8 @@ def _gather(
     return pool.gather(array(roles, "x"), array(roles, "idx"), out, workers=workers)
 
 
-def _plan(roles: Mapping[str, SharedObject], options: Options, form: str, method: Any) -> Any:
-    choice = {} if form == "auto" else {"form": form}
-    return method(array(roles, "idx"), source=array(roles, "x"), uses=USES, **choice)
+def _plan(roles: Mapping[str, SharedObject], form: Any, pool: hugepool.Pool) -> hugepool.SharedPlan:
+    return pool.plan_gather(array(roles, "idx"), source=array(roles, "x"), uses=USES, form=form)
 
 
 if __name__ == "__main__":

@@ -205,13 +205,14 @@ def _planned(
     roles: Mapping[str, SharedObject],
 ) -> Planned | None:
     workers = max(options.workers)
-    choice: dict[str, str] = {"storage": "compact"} if form == "compact" else {"form": form}
+    matrix = roles["A"]
+    assert isinstance(matrix, SharedMatrix)
+    choice: dict[str, Any] = {"storage": "compact"} if form == "compact" else {"form": form}
     return build_plan(
         setting,
-        "plan_matvec",
         form,
         pages,
-        lambda method: method(roles["A"], uses=USES, workers=workers, **choice),
+        lambda pool: pool.plan_matvec(matrix, uses=USES, workers=workers, **choice),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import hugepool
 from contest import Contender, Entry, Missing, Sample, progress
 from hugepool.array import SharedArray, SharedObject
 from hugepool.bench.cases import Reference
@@ -21,8 +22,6 @@ from setting import Setting
 
 USES = 1000
 """What plans are told: enough that every form pays that is faster at all."""
-_MISSING = (HugepoolError, TypeError, AttributeError, NotImplementedError)
-"""What a version raises that has no such plan, or not this form of it."""
 
 
 def one_shot_contenders(
@@ -73,7 +72,7 @@ class Planned:
 
     form: str
     pages: str
-    plan: Any
+    plan: hugepool.SharedPlan
     build_ns: int
     steps: list[Any] = field(default_factory=list)
 
@@ -89,28 +88,22 @@ class Planned:
 
 
 def build_plan(
-    setting: Setting, method: str, form: str, pages: str, make: Callable[[Any], Any]
+    setting: Setting, form: str, pages: str, make: Callable[[hugepool.Pool], hugepool.SharedPlan]
 ) -> Planned | None:
     """Build one, or note why there is none.
 
     Parameters
     ----------
-    method
-        Of the pool.
     form
         As the contender is to be called.
     make
-        Calls the method.
+        Has a pool plan it.
     """
-    found = getattr(setting.pools[pages], method, None)
-    if found is None:
-        setting.missing.append(Missing(f"plan {form}", f"this version has no {method}", pages))
-        return None
     progress(f"building plan {form} on {pages}")
     started_ns = time.monotonic_ns()
     try:
-        plan = make(found)
-    except _MISSING as error:
+        plan = make(setting.pools[pages])
+    except HugepoolError as error:
         setting.missing.append(Missing(f"plan {form}", f"{type(error).__name__}: {error}", pages))
         return None
     return Planned(form, pages, plan, time.monotonic_ns() - started_ns)
@@ -150,7 +143,7 @@ def plan_contenders(
             continue
         try:
             step = crew.prepare(plan, x, out)
-        except _MISSING as error:
+        except HugepoolError as error:
             text = f"{type(error).__name__}: {error}"
             setting.missing.append(Missing(planned.by_crew, text, pages, count))
             continue
@@ -178,10 +171,10 @@ def plan_notes(planned: Sequence[Planned], found: Sequence[Entry]) -> list[PlanN
             one.pages,
             workers,
             str(report),
-            getattr(report, "choice", None),
-            getattr(report, "nbytes", None),
-            getattr(report, "build_ns", None),
-            getattr(report, "break_even", None),
+            report.choice,
+            report.nbytes,
+            report.build_ns,
+            report.break_even,
         )
         times = {
             other.form: _median(_measured_as(other, found), other.pages, found)

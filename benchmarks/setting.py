@@ -138,18 +138,12 @@ class Setting:
             del self.pools[pages]
 
     def _start_crew(self, pages: str, workers: int) -> None:
-        make = getattr(self.pools[pages], "crew", None)
-        if make is None:
-            self.missing.append(Missing("crew", "this version has none"))
-            return
         try:
             if workers > 1:
                 self.main.start_workers(workers - 1)
-            # It pins this thread to the first CPU, and the next crew would see no other.
-            with self.unpinned():
-                crew = make(workers=workers, pin=workers <= len(self._allowed))
-                self.crews[pages, workers] = self._stack.enter_context(crew)
-        except (HugepoolError, TypeError) as error:
+            crew = self.pools[pages].crew(workers=workers, pin=workers <= len(self._allowed))
+            self.crews[pages, workers] = self._stack.enter_context(crew)
+        except HugepoolError as error:
             self.missing.append(Missing("crew", str(error), pages, workers))
 
     def check_room(self, nbytes: int) -> None:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO
 
+from hugepool.crew_cpus import unpinned
 from hugepool_common.errors import CoordinatorUnreachableError
 from hugepool_common.paths import RUNTIME_VARIABLE, socket_fits
 
@@ -43,7 +44,7 @@ class EmbeddedCoordinator:
         ready_reader, ready_writer = os.pipe()
         # Its messages go to a file without a name: not to the user's terminal, nor
         # to a pipe that nobody drains.
-        with tempfile.TemporaryFile() as log:
+        with tempfile.TemporaryFile() as log, unpinned():
             try:
                 self._process = subprocess.Popen(
                     [
@@ -115,9 +116,10 @@ def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[
     # The crew splits the work; a kernel's library must not start threads of its own.
     environment = dict.fromkeys(_ONE_THREAD, "1") | dict(os.environ)
     environment.pop(RUNTIME_VARIABLE, None)
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-    )
+    with unpinned():
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
 
 
 def stop_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hugepool_common.cgroups import read_cpu_limits
 from hugepool_common.kernel_files import read_kernel_file
@@ -49,6 +51,20 @@ def unpin(thread: int) -> None:
             os.sched_setaffinity(thread, before)
         except ProcessLookupError:
             pass  # the thread has ended
+
+
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """Give processes that this thread starts meanwhile the CPUs that it had before a crew."""
+    narrowed, allowed = os.sched_getaffinity(0), allowed_cpus()
+    if narrowed == allowed:
+        yield
+        return
+    os.sched_setaffinity(0, allowed)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, narrowed)
 
 
 def usable_cpus() -> int:

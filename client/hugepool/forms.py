@@ -71,8 +71,7 @@ def cut_scratch(
     if (operation, form) != ("matvec", DIRECT):
         return {}
     indptr = cast(SharedMatrix, operands["A"]).indptr
-    ratio, entries = partition.excess(indptr, partition.by_nnz(indptr, parts))
-    if ratio <= products.CUT_ROWS_ABOVE or entries < products.CUT_ROWS_ENTRIES:
+    if not products.pays_to_cut(indptr, partition.by_nnz(indptr, parts)):
         return {}
     dtype = cast(SharedArray, operands["out"]).spec.dtype
     made = make((Member("bounds", "<i8", 2 * (parts + 1)), Member("carry", dtype, 2 * parts)))

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hugepool.array import SharedArray, SharedObject
-from hugepool.builds import gather_forms, matvec_forms
 from hugepool.computing import Computing
+from hugepool.gather_builds import gather_forms
 from hugepool.kernels import rounding
 from hugepool.matrix import SharedMatrix
 from hugepool.phases import Phase
 from hugepool.plan import SharedPlan
 from hugepool.plan_record import RECORD, RECORD_BYTES, PlanFacts, PlanReport, PlanSegment
+from hugepool.product_builds import matvec_forms
 from hugepool.progress import Waiting
 from hugepool.sharing import as_indices
 from hugepool.store import dtype_code

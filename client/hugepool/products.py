@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +27,12 @@ CUT_ROWS_ENTRIES = 1 << 20
 
 _CutKey: TypeAlias = tuple[int, str]
 _Cut: TypeAlias = tuple[SharedArray, SharedArray]
+
+
+def pays_to_cut(indptr: np.ndarray[Any, Any], rows: Sequence[int]) -> bool:
+    """Whether parts with these bounds are so uneven that rows are better cut."""
+    ratio, entries = partition.excess(indptr, rows)
+    return ratio > CUT_ROWS_ABOVE and entries >= CUT_ROWS_ENTRIES
 
 
 class Products(OperandStore):
@@ -97,8 +103,7 @@ class Products(OperandStore):
             rows = partition.by_nnz(matrix.indptr, count)
             with self._output(out, matrix.shape[:1], dtype, (matrix.spec, x_spec)) as result:
                 operands = {"A": matrix, "x": shared_x, "out": result}
-                ratio, entries = partition.excess(matrix.indptr, rows)
-                if ratio > CUT_ROWS_ABOVE and entries >= CUT_ROWS_ENTRIES:
+                if pays_to_cut(matrix.indptr, rows):
                     result.timings = self._matvec_split(
                         operands, matrix, (count, dtype), implementation
                     )

@@ -277,7 +277,7 @@ class Trials:
             ratios = [
                 f"{measured[one] / measured[form]:.2f} times as fast as {one}" for one in slower
             ]
-            why = "measured " + " and ".join(ratios)
+            why = "; ".join(["measured " + " and ".join(ratios), *passed_over])
         else:
             form, why = forms.DIRECT, "; ".join(passed_over)
         self.reason = why[:1000]

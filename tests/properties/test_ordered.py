@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hugepool.kernels.base import CsrArrays
-from hugepool.kernels.ordered import hottest_share, survey_ordered
 from support.extras import need
 from support.matrix_plans import (
     banded,
@@ -71,12 +70,3 @@ def test_columns_come_by_falling_use_and_rows_by_falling_length(a: CsrArrays) ->
     lengths = np.diff(a.indptr)
     assert sorted(row.tolist()) == list(range(a.shape[0]))
     assert lengths[row].tolist() == sorted(lengths.tolist(), reverse=True)
-
-
-@given(a=skewed(), columns=st.integers(0, 500))
-@quick
-def test_the_share_of_the_hottest_columns_is_counted(a: CsrArrays, columns: int) -> None:
-    _, uses = survey_ordered(a)
-    expected = sorted(uses.tolist(), reverse=True)[:columns]
-    share = sum(expected) / len(a.indices) if len(a.indices) else 1.0
-    assert hottest_share(uses, columns) == pytest.approx(share)

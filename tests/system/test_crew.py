@@ -444,3 +444,14 @@ def test_crews_leave_no_code_behind(pool: Pool) -> None:
         with pool.crew(workers=2):
             pass
     assert executable_mappings() == before
+
+
+def test_workers_started_while_a_crew_pins_its_leader_are_not_pinned() -> None:
+    before = os.sched_getaffinity(0)
+    with hugepool.connect("embedded") as pool, pool.crew(workers=1, pin=True):
+        pool.start_workers(1)
+        (worker,) = pool.stats().workers
+        assert os.sched_getaffinity(worker.pid) == before
+        assert len(os.sched_getaffinity(0)) == 1
+        with hugepool.connect("embedded") as other:
+            assert os.sched_getaffinity(other.stats().pid) == before

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hugepool
-from hugepool import products
+from hugepool import gather_builds, product_builds, products
 from hugepool_common.units import round_up
 from support.crews import crew_of
 from support.extras import need
@@ -125,6 +125,28 @@ def test_a_small_source_is_gathered_directly_and_the_report_says_why(pool: hugep
     assert "direct" in str(report) and "cache" in str(report)
     assert report.break_even == 0
     pool.destroy("x")
+
+
+def test_beside_a_small_cache_all_that_may_win_is_judged(
+    pool: hugepool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (gather_builds, product_builds):
+        monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 1 << 16)
+    random = np.random.default_rng(12)
+    x = pool.put("x", random.random(300_000))
+    idx = random.integers(0, 300_000, 1_000_000)
+    matrix = graph(60_000, 90_000, 8)
+    A = pool.put("A", matrix)
+    vector = random.integers(-9, 9, 90_000).astype("f8")
+    for plan, operand, want in (
+        (pool.plan_gather(idx, x), x, x.array[idx]),
+        (pool.plan_matvec(A), vector, matrix @ vector),
+    ):
+        report = plan.describe()
+        assert report.predicted_ns["binned"] > 0
+        assert report.measured_ns["direct"] > 0
+        assert "binned" in report.reason
+        np.testing.assert_array_equal(plan.run(operand).array, want)
 
 
 def test_the_report_tells_the_bytes_that_are_held(pool: hugepool.Pool) -> None:

@@ -38,7 +38,7 @@ from hugepool.kernels.binned_layout import (
 )
 from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.gather import INDEX_CODES
-from hugepool.kernels.plan_parts import call_bound, compile_bound, parts_in, plan_in
+from hugepool.kernels.plan_parts import BoundKernel, parts_in, plan_in
 from hugepool_common.errors import IndexOutOfRangeError, InvalidSpecError
 
 _LOOPS = "hugepool.kernels.binned_loops"
@@ -59,7 +59,7 @@ def empty_work(plan: PlanArrays) -> Array:
     return parts_in(plan, GatherLayout.read(plan).parts)["edge"]
 
 
-class CountCells:
+class CountCells(BoundKernel):
     """Build, first step. Operands: ``idx``, ``head`` and ``counts``. Rows are target blocks.
 
     ``head`` is what :func:`~hugepool.kernels.binned_layout.gather_head` makes; ``counts``
@@ -67,7 +67,6 @@ class CountCells:
     """
 
     name = "count_cells"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -79,10 +78,6 @@ class CountCells:
         numbers = (blocks.rows, blocks.source_bits, blocks.target_bits, blocks.sources)
         return Bound(_count_cells, (idx, *numbers, counts), blocks.targets, succeeded=_GOOD)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Count the entries in the cells of the target blocks ``[row_start, row_stop)``.
 
@@ -91,7 +86,7 @@ class CountCells:
         IndexOutOfRangeError
             An index of these blocks lies outside x; the first one is named.
         """
-        position, value = call_bound(self, operands, row_start, row_stop)
+        position, value = self.call(operands, row_start, row_stop)
         blocks = blocks_in(operands)
         idx = dense(operands, "idx", least_axes=0)
         if position != _GOOD:
@@ -108,14 +103,13 @@ class CountCells:
         return Work(entries, 0, entries * idx.itemsize)
 
 
-class FillCells:
+class FillCells(BoundKernel):
     """Build, second step. Operands: ``idx``, and ``plan``, begun and writable.
 
     Rows are target blocks; each fills and pads its own cells.
     """
 
     name = "fill_cells"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -130,10 +124,6 @@ class FillCells:
         arguments = (idx, *numbers, blocks.sources, blocks.targets, *arrays)
         return Bound(_fill_cells, arguments, blocks.targets, succeeded=_GOOD)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Fill and pad the cells of the target blocks ``[row_start, row_stop)``.
 
@@ -142,7 +132,7 @@ class FillCells:
         InvalidSpecError
             ``idx`` is not what was counted.
         """
-        position = call_bound(self, operands, row_start, row_stop)
+        position = self.call(operands, row_start, row_stop)
         if position != _GOOD:
             raise InvalidSpecError(
                 "idx was written to while its plan was built",
@@ -155,7 +145,7 @@ class FillCells:
         return Work(entries, 0, entries * (index_bytes + blocks.offset_bytes))
 
 
-class FillBins:
+class FillBins(BoundKernel):
     """Phase 1. Operands: ``plan``, ``x`` and ``bins``. Rows are cells, source-major.
 
     ``bins`` is of x's width, on a cache line, and at least as long as the plan's
@@ -163,7 +153,6 @@ class FillBins:
     """
 
     name = "fill_bins"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -181,13 +170,9 @@ class FillBins:
         arguments = (*arrays, blocks.source_bits, blocks.targets)
         return Bound(_fill_bins, arguments, blocks.cells)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Move the elements of the cells ``[row_start, row_stop)`` to the bins."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         plan = plan_in(operands)
         layout = GatherLayout.read(plan)
         found = parts_in(plan, layout.parts)
@@ -198,7 +183,7 @@ class FillBins:
         return Work(moved, 0, used * item + moved * (found["src"].itemsize + item))
 
 
-class EmptyBins:
+class EmptyBins(BoundKernel):
     """Phase 2. Operands: ``plan``, ``bins`` and ``out``, perhaps ``lap``. Rows are target blocks.
 
     ``lap`` is private scratch of x's width, on a cache line, one target block and one
@@ -206,7 +191,6 @@ class EmptyBins:
     """
 
     name = "empty_bins"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once, and make the scratch."""
@@ -229,13 +213,9 @@ class EmptyBins:
         arrays = (bins, found["dst"], found["edge"], lap, out.view(unit))
         return Bound(_empty_bins, (*arrays, blocks.target_bits), blocks.targets)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Write the target blocks ``[row_start, row_stop)`` of ``out``."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         plan = plan_in(operands)
         layout = GatherLayout.read(plan)
         found = parts_in(plan, layout.parts)

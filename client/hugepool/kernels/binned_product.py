@@ -48,9 +48,8 @@ from hugepool.kernels.binned_product_layout import ProductLayout, layout_in
 from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.plan_parts import (
     REAL_CODES,
+    BoundKernel,
     build_work,
-    call_bound,
-    compile_bound,
     parts_in,
     plan_in,
     refuse_fill,
@@ -87,7 +86,7 @@ def sum_work(plan: PlanArrays) -> Array:
     return parts_in(plan, layout.parts)["edge"] + np.minimum(rows, layout.target_elements)
 
 
-class CountProducts:
+class CountProducts(BoundKernel):
     """Build, first step. Operands: ``A``, ``head`` and ``counts``. Rows are blocks of rows of A.
 
     ``head`` is that of a layout; ``counts`` is uint32, shape (layout.counts,), zeros, of
@@ -95,7 +94,6 @@ class CountProducts:
     """
 
     name = "count_products"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -110,10 +108,6 @@ class CountProducts:
         arguments = (a.indptr, a.indices, a.shape[1], *widths, blocks, counts)
         return Bound(loop, arguments, layout.units, succeeded=0)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Check and count the entries of the blocks ``[row_start, row_stop)``.
 
@@ -122,7 +116,7 @@ class CountProducts:
         InvalidMatrixError, IndexOutOfRangeError
             The matrix contradicts itself; the first such place of these rows is named.
         """
-        outcome = call_bound(self, operands, row_start, row_stop)
+        outcome = self.call(operands, row_start, row_stop)
         layout = layout_in(operands)
         a = source_in(operands, layout.stored)
         refuse_fill(outcome, a)
@@ -130,14 +124,13 @@ class CountProducts:
         return Work(rows, entries, entries * a.indices.itemsize + rows * a.indptr.itemsize)
 
 
-class PlaceProducts:
+class PlaceProducts(BoundKernel):
     """Build, second step. Operands: ``A``, and ``plan``, begun and writable.
 
     Rows are blocks of rows of A; each fills and pads its own cells.
     """
 
     name = "place_products"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -157,10 +150,6 @@ class PlaceProducts:
         arguments = (a.indptr, a.indices, a.data, *cut, *numbers, *arrays)
         return Bound(loop, arguments, layout.units, succeeded=0)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Fill and pad the cells of the blocks ``[row_start, row_stop)``.
 
@@ -169,7 +158,7 @@ class PlaceProducts:
         InvalidSpecError
             The matrix is not what was counted.
         """
-        outcome = call_bound(self, operands, row_start, row_stop)
+        outcome = self.call(operands, row_start, row_stop)
         layout = ProductLayout.read(plan_in(operands))
         a = source_in(operands, layout.stored)
         refuse_fill(outcome, a)
@@ -177,7 +166,7 @@ class PlaceProducts:
         return build_work(layout.stored, entries, rows, a.indices.itemsize)
 
 
-class FillProducts:
+class FillProducts(BoundKernel):
     """Phase 1. Operands: ``plan``, ``x`` and ``bins``. Rows are cells, source-major.
 
     x is float32 or float64, no wider than the bins. ``bins`` are floats of the plan's
@@ -185,7 +174,6 @@ class FillProducts:
     """
 
     name = "fill_products"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -207,13 +195,9 @@ class FillProducts:
         numbers = (layout.source_bits, layout.targets, layout.longest)
         return Bound(_fill_products, (x, *arrays, bins, *numbers), layout.cells)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Write the products of the cells ``[row_start, row_stop)`` to the bins."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         plan = plan_in(operands)
         layout = ProductLayout.read(plan)
         found = parts_in(plan, layout.parts)
@@ -227,7 +211,7 @@ class FillProducts:
         return Work(entries, 0, used + entries * entry_bytes + written)
 
 
-class SumBins:
+class SumBins(BoundKernel):
     """Phase 2. Operands: ``plan``, ``bins`` and ``out``, perhaps ``lap``. Rows are target blocks.
 
     ``out`` is of the dtype of the bins. ``lap`` is private scratch of it too, on a cache
@@ -235,7 +219,6 @@ class SumBins:
     """
 
     name = "sum_bins"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once, and make the scratch."""
@@ -256,13 +239,9 @@ class SumBins:
         arguments = (bins, found["dst"], found["edge"], lap, out, layout.target_width)
         return Bound(_sum_bins, arguments, layout.targets)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Write the target blocks ``[row_start, row_stop)`` of ``out``."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         plan = plan_in(operands)
         layout = ProductLayout.read(plan)
         found = parts_in(plan, layout.parts)

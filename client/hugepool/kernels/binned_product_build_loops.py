@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, CHANGED, DONE
+
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _LONGEST = np.uint64(8)
 """Counts of a cell: of runs of 1, 2, ... 8 entries. As in the module of the layout."""
-
-DONE = 0
-BAD_INDPTR = 1
-BAD_COLUMN = 2
-CHANGED = 3
 
 
 @register_jitable

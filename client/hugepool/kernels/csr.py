@@ -18,7 +18,7 @@ from hugepool.kernels.base import (
 )
 from hugepool_common.errors import IndexOutOfRangeError, InvalidMatrixError
 
-DONE, BAD_INDPTR, BAD_COLUMN, BAD_BOUNDS = range(4)
+DONE, BAD_INDPTR, BAD_COLUMN, BAD_BOUNDS, CHANGED = range(5)
 """How a loop over a matrix ended; the first item of what it returns."""
 
 _SAMPLES = 16

@@ -34,11 +34,10 @@ from hugepool.kernels.csr import refuse_failure, refuse_indptr
 from hugepool.kernels.plan_parts import (
     HEAD,
     LANES,
+    BoundKernel,
     Part,
     Stored,
     build_work,
-    call_bound,
-    compile_bound,
     nbytes_of,
     parts_in,
     plan_in,
@@ -173,14 +172,13 @@ def narrow_work(plan: PlanArrays) -> Array:
     return starts[ends].astype(np.int64)
 
 
-class FillNarrow:
+class FillNarrow(BoundKernel):
     """Build. Operands: ``A``, and ``plan``, begun and writable. Rows are groups of 4 rows.
 
     Ranges may be filled side by side and in any order; each writes its own share.
     """
 
     name = "fill_narrow"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -194,10 +192,6 @@ class FillNarrow:
         )
         return Bound(_fill_groups, arguments, layout.units, succeeded=0)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Fill the groups ``[row_start, row_stop)``.
 
@@ -206,7 +200,7 @@ class FillNarrow:
         InvalidSpecError
             The matrix is not what was looked at.
         """
-        outcome = call_bound(self, operands, row_start, row_stop)
+        outcome = self.call(operands, row_start, row_stop)
         a = source_in(operands, NarrowLayout.read(plan_in(operands)).stored)
         refuse_fill(outcome, a)
         stored = NarrowLayout.read(plan_in(operands)).stored
@@ -216,7 +210,7 @@ class FillNarrow:
         return build_work(stored, entries, len(rows), a.indices.itemsize)
 
 
-class MatvecNarrow:
+class MatvecNarrow(BoundKernel):
     """The product. Operands: ``plan``, ``x`` and ``out``. Rows are groups of 4 rows.
 
     float32 and float64, x too; ``out`` has the dtype that NumPy gives the product, and
@@ -224,7 +218,6 @@ class MatvecNarrow:
     """
 
     name = "matvec_narrow"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -237,13 +230,9 @@ class MatvecNarrow:
         arguments = (found["starts"], found["base"], found["offset"], found["values"], x, out)
         return Bound(_matvec_groups, arguments, layout.units)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Compute the groups ``[row_start, row_stop)`` of ``out``."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         plan = plan_in(operands)
         layout = NarrowLayout.read(plan)
         stored = layout.stored

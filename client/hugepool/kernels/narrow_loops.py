@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, CHANGED, DONE
 from hugepool.kernels.lanes import interleaved_sums
 
 _ZERO = np.uint64(0)
@@ -21,10 +22,6 @@ _GROUP = np.uint64(4)
 _FARTHEST = np.uint64(65535)
 _NO_COLUMN = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-DONE = 0
-BAD_INDPTR = 1
-BAD_COLUMN = 2
-CHANGED = 3
 
 _sums = interleaved_sums(4, 0)
 

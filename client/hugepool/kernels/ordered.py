@@ -42,11 +42,10 @@ from hugepool.kernels.csr import refuse_failure
 from hugepool.kernels.plan_parts import (
     HEAD,
     LANES,
+    BoundKernel,
     Part,
     Stored,
     build_work,
-    call_bound,
-    compile_bound,
     nbytes_of,
     parts_in,
     plan_in,
@@ -232,16 +231,6 @@ def survey_ordered(a: CsrArrays, storage: Storage = "exact") -> tuple[OrderedLay
     return OrderedLayout(stored, int(np.count_nonzero(uses))), uses
 
 
-def hottest_share(uses: Array, columns: int) -> float:
-    """Share of the entries that the most used `columns` columns have; 1.0 if there is no entry."""
-    total = int(uses.sum(dtype=np.int64))
-    others = len(uses) - columns
-    if others <= 0 or not total:
-        return 1.0
-    few = np.partition(uses, others - 1)[:others]
-    return 1.0 - int(few.sum(dtype=np.int64)) / total
-
-
 def ordered_work(plan: PlanArrays) -> Array:
     """Entries before each group, int64, shape (groups + 1,): what to cut parts by."""
     layout = OrderedLayout.read(plan)
@@ -250,14 +239,13 @@ def ordered_work(plan: PlanArrays) -> Array:
     return starts[ends].astype(np.int64)
 
 
-class FillOrdered:
+class FillOrdered(BoundKernel):
     """Build. Operands: ``A``, ``renumbered``, and ``plan``, begun and writable.
 
     Rows are groups of 4 rows. Ranges may be filled side by side and in any order.
     """
 
     name = "fill_ordered"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -273,10 +261,6 @@ class FillOrdered:
         )
         return Bound(_fill_ordered, arguments, layout.units, succeeded=0)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Fill the groups ``[row_start, row_stop)``.
 
@@ -285,7 +269,7 @@ class FillOrdered:
         InvalidSpecError
             The matrix is not what was looked at.
         """
-        outcome = call_bound(self, operands, row_start, row_stop)
+        outcome = self.call(operands, row_start, row_stop)
         layout = OrderedLayout.read(plan_in(operands))
         a = source_in(operands, layout.stored)
         refuse_fill(outcome, a)
@@ -293,11 +277,10 @@ class FillOrdered:
         return build_work(layout.stored, entries, rows, a.indices.itemsize)
 
 
-class OrderX:
+class OrderX(BoundKernel):
     """The first phase. Operands: ``plan``, ``x`` and ``permuted``. Rows are used columns."""
 
     name = "order_x"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -312,10 +295,6 @@ class OrderX:
         arguments = (x.view(unit), order, permuted.view(unit))
         return Bound(_gather_elements, arguments, layout.used, succeeded=-1)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Write the elements ``[row_start, row_stop)`` of ``permuted``.
 
@@ -324,7 +303,7 @@ class OrderX:
         InvalidSpecError
             The plan is not as it was built.
         """
-        position, _ = call_bound(self, operands, row_start, row_stop)
+        position, _ = self.call(operands, row_start, row_stop)
         if position >= 0:
             refuse_changed(f"order, element {int(position)}")
         width = vector(operands, "x", ("<f4", "<f8")).itemsize
@@ -332,7 +311,7 @@ class OrderX:
         return Work(moved, 0, moved * (4 + 2 * width))
 
 
-class MatvecOrdered:
+class MatvecOrdered(BoundKernel):
     """The second phase. Operands: ``plan``, ``permuted`` and ``out``. Rows are groups of 4 rows.
 
     float32 and float64, x too; ``out`` has the dtype that NumPy gives the product, and
@@ -340,7 +319,6 @@ class MatvecOrdered:
     """
 
     name = "matvec_ordered"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -356,13 +334,9 @@ class MatvecOrdered:
         )
         return Bound(_matvec_sorted, arguments, layout.units)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Compute the groups ``[row_start, row_stop)`` of ``out``."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         layout = OrderedLayout.read(plan_in(operands))
         nnz, rows = _share(plan_in(operands), layout, row_start, row_stop)
         permuted = source_vector(operands, "permuted", layout.used)

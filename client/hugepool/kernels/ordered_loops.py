@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, CHANGED, DONE
 from hugepool.kernels.intrinsics import prefetch
 from hugepool.kernels.lanes import interleaved_sums
 
@@ -26,10 +27,6 @@ _SOON = np.uint64(16)
 _BLOCK = np.uint64(64)
 _NUMBER_BYTES = np.uint64(4)
 
-DONE = 0
-BAD_INDPTR = 1
-BAD_COLUMN = 2
-CHANGED = 3
 
 _sums = interleaved_sums(4, 0)
 _sums_ahead = interleaved_sums(4, AHEAD)

@@ -20,8 +20,9 @@ The parts must be those that were built: lengths are checked, contents are trust
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from hugepool.kernels.base import (
     matrix,
     vector,
 )
-from hugepool.kernels.csr import refuse_failure
+from hugepool.kernels.csr import CHANGED, refuse_failure
 from hugepool_common.errors import InvalidSpecError
 
 Part: TypeAlias = tuple[str, str, int]
@@ -49,8 +50,6 @@ REAL_CODES = ("<f4", "<f8")
 """Dtypes of values and vectors that these plans take."""
 MOST_ENTRIES = (1 << 32) - 1
 """Starts of rows are kept in 32 bits."""
-CHANGED = 3
-"""How a loop that builds ends when the matrix is not what was looked at, as in the loops."""
 LANES = 4
 """Rows whose sums are made side by side, each in the order of its entries."""
 
@@ -274,24 +273,25 @@ def refuse_changed(where: str) -> NoReturn:
     )
 
 
-class Binds(Protocol):
-    """A kernel that is a loop and its arguments."""
+class BoundKernel(ABC):
+    """A kernel that is a compiled loop and its arguments."""
 
+    implementation = "numba"
+
+    @abstractmethod
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once, for any number of calls."""
 
+    def prepare(self, operands: Operands) -> None:
+        """Check the operands and compile for their dtypes."""
+        bound = self.bind(operands)
+        bound.loop.prepare(*bound.arguments, 0, 0)
 
-def compile_bound(kernel: Binds, operands: Operands) -> None:
-    """Check the operands and compile for their dtypes."""
-    bound = kernel.bind(operands)
-    bound.loop.prepare(*bound.arguments, 0, 0)
-
-
-def call_bound(kernel: Binds, operands: Operands, row_start: int, row_stop: int) -> Any:
-    """Check the operands and the range, and run the loop; gives what it returns."""
-    bound = kernel.bind(operands)
-    check_rows(row_start, row_stop, bound.rows)
-    return bound.loop(*bound.arguments, int(row_start), int(row_stop))
+    def call(self, operands: Operands, row_start: int, row_stop: int) -> Any:
+        """Check the operands and the range, and run the loop; gives what it returns."""
+        bound = self.bind(operands)
+        check_rows(row_start, row_stop, bound.rows)
+        return bound.loop(*bound.arguments, int(row_start), int(row_stop))
 
 
 def build_work(stored: Stored, entries: int, rows: int, index_bytes: int) -> Work:

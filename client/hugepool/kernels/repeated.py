@@ -37,11 +37,10 @@ from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.csr import refuse_failure
 from hugepool.kernels.plan_parts import (
     HEAD,
+    BoundKernel,
     Part,
     Stored,
     build_work,
-    call_bound,
-    compile_bound,
     nbytes_of,
     parts_in,
     plan_in,
@@ -280,7 +279,7 @@ def repeated_work(plan: PlanArrays) -> Array:
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(entries)))
 
 
-class FillRepeated:
+class FillRepeated(BoundKernel):
     """Build. Operands: ``A``, and ``plan``, begun and writable. Rows are runs.
 
     Ranges may be filled side by side and in any order. Of a plan with shared values
@@ -288,7 +287,6 @@ class FillRepeated:
     """
 
     name = "fill_repeated"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -302,10 +300,6 @@ class FillRepeated:
         )
         return Bound(_fill_runs, arguments, layout.fill_units, succeeded=0)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Fill the runs ``[row_start, row_stop)``.
 
@@ -314,7 +308,7 @@ class FillRepeated:
         InvalidSpecError
             The matrix is not what was looked at.
         """
-        outcome = call_bound(self, operands, row_start, row_stop)
+        outcome = self.call(operands, row_start, row_stop)
         layout = RepeatedLayout.read(plan_in(operands))
         a = source_in(operands, layout.stored)
         refuse_fill(outcome, a)
@@ -322,7 +316,7 @@ class FillRepeated:
         return build_work(layout.stored, entries, rows, a.indices.itemsize)
 
 
-class MatvecRepeated:
+class MatvecRepeated(BoundKernel):
     """The product. Operands: ``plan``, ``x`` and ``out``. Rows are runs.
 
     float32 and float64, x too; ``out`` has the dtype that NumPy gives the product, and
@@ -330,7 +324,6 @@ class MatvecRepeated:
     """
 
     name = "matvec_repeated"
-    implementation = "numba"
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
@@ -346,13 +339,9 @@ class MatvecRepeated:
         own = (*patterns, found["place"], found["values"], x, out)
         return Bound(_matvec_own, own, layout.runs)
 
-    def prepare(self, operands: Operands) -> None:
-        """Check the operands and compile for their dtypes."""
-        compile_bound(self, operands)
-
     def __call__(self, operands: Operands, row_start: int, row_stop: int) -> Work:
         """Compute the runs ``[row_start, row_stop)`` of ``out``."""
-        call_bound(self, operands, row_start, row_stop)
+        self.call(operands, row_start, row_stop)
         layout = RepeatedLayout.read(plan_in(operands))
         nnz, rows = _share(plan_in(operands), layout, row_start, row_stop)
         x = source_vector(operands, "x", layout.stored.columns)

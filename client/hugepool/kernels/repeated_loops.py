@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, CHANGED, DONE
 from hugepool.kernels.lanes import shifted_sums
 
 _ZERO = np.uint64(0)
@@ -20,10 +21,6 @@ _SIXTEEN = np.uint64(16)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
-DONE = 0
-BAD_INDPTR = 1
-BAD_COLUMN = 2
-CHANGED = 3
 
 _store_8 = shifted_sums(8, shared=False)
 _store_4 = shifted_sums(4, shared=False)
