@@ -37,6 +37,11 @@ class ErrorCode(IntEnum):
     SEGMENT_CHANGED = 20
     COORDINATOR_RUNNING = 21
     DETACHED = 22
+    ARRAY_LOST = 23
+    JOB_INTERRUPTED = 24
+    CHECKSUM_MISMATCH = 25
+    QUOTA_EXCEEDED = 26
+    SNAPSHOT_INVALID = 27
 
 
 class HugepoolError(Exception):
@@ -223,6 +228,36 @@ class DetachedError(HugepoolError, ValueError):
     """A handle or pool was used after it was detached or closed, or in a forked child."""
 
     code = ErrorCode.DETACHED
+
+
+class ArrayLostError(HugepoolError, OSError):
+    """The name is known and its memory is gone: removed from outside, or with the mount."""
+
+    code = ErrorCode.ARRAY_LOST
+
+
+class JobInterruptedError(JobFailedError):
+    """The coordinator ended while the job ran; it may be submitted again."""
+
+    code = ErrorCode.JOB_INTERRUPTED
+
+
+class ChecksumError(HugepoolError, ValueError):
+    """The bytes of a sealed array are not those that were sealed."""
+
+    code = ErrorCode.CHECKSUM_MISMATCH
+
+
+class QuotaExceededError(NotEnoughMemoryError):
+    """The array would pass the coordinator's quota, in all or of its user."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
+
+
+class SnapshotError(HugepoolError, ValueError):
+    """A directory holds no whole snapshot."""
+
+    code = ErrorCode.SNAPSHOT_INVALID
 
 
 def _kinds(root: type[HugepoolError]) -> list[type[HugepoolError]]:

@@ -8,8 +8,8 @@
 ==========  ==========================================================
 
 The number travels in the field ``m``. Numbers are never used again once retired.
-Reserved for later: 6 Publish, 15 CrewReady, 17 Heartbeat, 18 SetQuota,
-19 Snapshot, 20 Restore.
+Reserved for later: 15 CrewReady, 17 Heartbeat, 18 SetQuota. A reply whose request's
+number + 100 was taken has the next free one; 24 stays unused, for 124 is taken.
 
 A notice that belongs to a request (CreateProgress) carries the request's
 correlation id; the others carry 0. Times are CLOCK_MONOTONIC nanoseconds, which
@@ -102,6 +102,12 @@ class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_ns: int
     readers: int
     """Leases held on it now."""
+    generation: int = 1
+    """How often something was published under the name, this one included."""
+    checksum: str = ""
+    """Of the payload, as :mod:`hugepool_common.checksum` writes it; empty until sealed."""
+    lost: bool = False
+    """Its memory is gone: the name stands only until it is destroyed."""
 
 
 class Operand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,10 +149,15 @@ class WorkerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True, tag=1):
-    """Open a session. First message of every client."""
+    """Open a session, or take one up again. First message of every client.
+
+    Only Bind and Goodbye are answered until the session is bound.
+    """
 
     client: str
     version: str
+    resume: str = ""
+    """Name of the token of an earlier session of this very process; empty for a new one."""
 
 
 class CreateArray(Message, frozen=True, tag=2):
@@ -157,6 +168,8 @@ class CreateArray(Message, frozen=True, tag=2):
     page_size: PageSize = "auto"
     backing: str = ""
     """Exactly this rung, or fail; empty walks the ladder."""
+    again: bool = False
+    """Asked before of a coordinator that ended: what that one made counts as made now."""
 
 
 class Attach(Message, frozen=True, tag=3):
@@ -164,6 +177,8 @@ class Attach(Message, frozen=True, tag=3):
 
     name: str
     readonly: bool = True
+    rows: tuple[int, int] | None = None
+    """Rows ``[start, stop)`` that this writer declares its own; only with ``readonly=False``."""
 
 
 class Detach(Message, frozen=True, tag=4):
@@ -178,6 +193,20 @@ class Seal(Message, frozen=True, tag=5):
     name: str
     segment_id: int = 0
     """As in :class:`Operand`."""
+
+
+class Publish(Message, frozen=True, tag=6):
+    """Give a sealed object another name in one step; what had that name is superseded.
+
+    Who holds the superseded generation keeps it; it goes with its last lease.
+    """
+
+    name: str
+    """The name to be published under."""
+    source: str
+    """The sealed object's name, free afterwards."""
+    segment_id: int = 0
+    """Of the source, as in :class:`Operand`."""
 
 
 class Destroy(Message, frozen=True, tag=7):
@@ -260,6 +289,27 @@ class Cancel(Message, frozen=True, tag=23):
     request: int
 
 
+class Bind(Message, frozen=True, tag=25):
+    """The client has locked the token of its session: the session begins."""
+
+
+class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lease that a client had of a coordinator that ended."""
+
+    lease: int
+    segment_id: int
+    readonly: bool
+    rows: tuple[int, int] | None = None
+
+
+class Resume(Message, frozen=True, tag=26):
+    """Tell a restarted coordinator what this client holds, at most 500 leases at a time."""
+
+    leases: tuple[Held, ...]
+    more: bool = False
+    """Whether another Resume follows."""
+
+
 # Replies ----------------------------------------------------------------------
 
 
@@ -311,6 +361,12 @@ class Welcome(Message, frozen=True, tag=101):
     version: str
     instance: str
     pid: int
+    token: str = ""
+    """Path of the file to be locked, and kept open for life, before Bind."""
+    resumed: bool = False
+    """The session of before goes on: its token is still locked, and no Bind is wanted."""
+    durable: bool = False
+    """Arrays and sessions outlive this coordinator's process: wait for the next one."""
 
 
 class ArrayCreated(Message, frozen=True, tag=102):
@@ -333,6 +389,12 @@ class Detached(Message, frozen=True, tag=104):
 
 class Sealed(Message, frozen=True, tag=105):
     """The array is immutable from here on."""
+
+    array: ArrayInfo
+
+
+class Published(Message, frozen=True, tag=106):
+    """The name means the new generation from here on."""
 
     array: ArrayInfo
 
@@ -373,6 +435,16 @@ class Counted(Message, frozen=True, tag=110):
     workers: tuple[WorkerInfo, ...]
     timings: tuple[Timing, ...]
     """The newest reports, oldest first."""
+    jobs_waiting: int = 0
+    """Jobs without a single worker: they fail when their patience ends."""
+    epoch: int = 0
+    """How often a coordinator has started on this runtime directory."""
+    lost: int = 0
+    """Names whose memory is gone."""
+    quota_bytes: int = 0
+    """Most payload bytes of all arrays; 0 for no quota."""
+    user_quota_bytes: int = 0
+    """Most payload bytes of one user's arrays; 0 for no quota."""
 
 
 class WorkerRegistered(Message, frozen=True, tag=111):
@@ -421,6 +493,16 @@ class FewerWorkers(Message, frozen=True, tag=124):
     """Workers registered and in no crew."""
 
 
+class Bound(Message, frozen=True, tag=125):
+    """The session is bound to this process."""
+
+
+class Resumed(Message, frozen=True, tag=126):
+    """The leases are granted again under their numbers, but for those of `gone` segments."""
+
+    gone: tuple[int, ...]
+
+
 # Notices ----------------------------------------------------------------------
 
 
@@ -467,6 +549,7 @@ Request = (
     | Attach
     | Detach
     | Seal
+    | Publish
     | Destroy
     | List
     | Describe
@@ -479,6 +562,8 @@ Request = (
     | Shutdown
     | Goodbye
     | Cancel
+    | Bind
+    | Resume
 )
 Reply = (
     Failed
@@ -487,6 +572,7 @@ Reply = (
     | Attached
     | Detached
     | Sealed
+    | Published
     | Destroyed
     | Listed
     | Described
@@ -499,6 +585,8 @@ Reply = (
     | GoodbyeSaid
     | Cancelled
     | FewerWorkers
+    | Bound
+    | Resumed
 )
 Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
 FromCoordinator = Reply | Notice

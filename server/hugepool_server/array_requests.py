@@ -64,6 +64,8 @@ class ArrayRequests:
                 huge_pages=request.huge_pages,
                 page_size=request.page_size,
                 backing=request.backing,
+                creator=asker.session.identity,
+                session=asker.session.number,
             )
         )
         return None
@@ -112,7 +114,7 @@ class ArrayRequests:
             self._state.leases.drop(lease)
             self._state.notify(lease.session, DropSegment(found.segment_id))
         act = self._state.registry.begin_sealing(found, asker)
-        self._state.emit(SealSegment(act.token, found.segment))
+        self._state.emit(SealSegment(act.token, found.segment, found.spec))
         return None
 
     def destroy(self, asker: Asker, request: Destroy, now_ns: int) -> Message:

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 
 from hugepool_common.messages import Failed, Message, Request
 from hugepool_common.spec import ArraySpec, HugePages, PageReport, PageSize, Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a peer is, by the kernel's word (``Peer-Address``), never by its own."""
-
-    uid: int
-    gid: int
-    pid: int
-
+from hugepool_server.records import ArrayRecord, Identity, SessionRecord
 
 # Events -----------------------------------------------------------------------
 
@@ -63,10 +54,11 @@ class SegmentProgress:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSealed:
-    """A SealSegment ended well."""
+    """A SealSegment ended well; its manifest says so."""
 
     token: int
     segment: Segment
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +70,78 @@ class SealRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationPublished:
+    """A PublishGeneration ended well: the manifest has the name."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRefused:
+    """A PublishGeneration failed; all is as before."""
+
+    token: int
+    error: Failed
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMade:
+    """A MakeToken ended well."""
+
+    session: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRefused:
+    """A MakeToken failed: there can be no session."""
+
+    session: int
+    error: Failed
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChecked:
+    """A CheckToken ended: whether the session's own process holds the lock, and lives."""
+
+    session: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What an earlier coordinator on this runtime directory left. The first event, if at all."""
+
+    arrays: tuple[ArrayRecord, ...]
+    """Every whole manifest of this boot."""
+    lost: frozenset[int]
+    """Segment ids of those whose segment is gone or is another file."""
+    sessions: tuple[SessionRecord, ...]
+    """Those whose process lives and holds its lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time that :attr:`Coordinator.wake_ns` named has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped:
+    """The process of a busy worker does not run (SIGSTOP, a debugger). Told again and again."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContinued:
+    """It runs again."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessExited:
-    """The process behind a session is dead (pidfd)."""
+    """The process behind a session is dead (pidfd), or has let go of its token's lock."""
 
     session: int
 
@@ -105,6 +167,15 @@ Event = (
     | SegmentProgress
     | SegmentSealed
     | SealRefused
+    | GenerationPublished
+    | PublishRefused
+    | TokenMade
+    | TokenRefused
+    | TokenChecked
+    | Recovered
+    | Tick
+    | WorkerStopped
+    | WorkerContinued
     | ProcessExited
     | PeerUnreachable
     | StopRequested
@@ -125,7 +196,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class MakeSegment:
-    """Walk the ladder on a thread; answer with SegmentMade or SegmentRefused."""
+    """Walk the ladder on a thread and write the manifest, the commit point.
+
+    Answer with SegmentMade or SegmentRefused.
+    """
 
     token: int
     segment_id: int
@@ -133,6 +207,9 @@ class MakeSegment:
     huge_pages: HugePages
     page_size: PageSize
     backing: str
+    creator: Identity
+    session: int
+    """The owner, until it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +221,32 @@ class CancelSegment:
 
 @dataclass(frozen=True, slots=True)
 class SealSegment:
-    """Make the file read-only if nobody maps it writable; answer SegmentSealed or SealRefused."""
+    """Make the file read-only if nobody maps it writable, check it, note it in the manifest.
+
+    Answer with SegmentSealed or SealRefused.
+    """
 
     token: int
     segment: Segment
+    spec: ArraySpec
+
+
+@dataclass(frozen=True, slots=True)
+class PublishGeneration:
+    """Put another name and generation into the manifest of a sealed segment, in one step.
+
+    Answer with GenerationPublished or PublishRefused.
+    """
+
+    token: int
+    segment_id: int
+    name: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class UnlinkSegment:
-    """Remove the file; the pages go with the last mapping."""
+    """Remove the manifest, then the file; the pages go with the last mapping."""
 
     segment: Segment
 
@@ -166,8 +260,24 @@ class WatchProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeToken:
+    """Make the file that the session's process will lock; answer TokenMade or TokenRefused."""
+
+    session: int
+    identity: Identity
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckToken:
+    """See whether the session's process holds the lock and lives; answer TokenChecked."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class UnwatchProcess:
-    """The session is closed; forget its pidfd."""
+    """The session is closed; forget its pidfd and remove its token."""
 
     session: int
 
@@ -182,8 +292,11 @@ Effect = (
     | MakeSegment
     | CancelSegment
     | SealSegment
+    | PublishGeneration
     | UnlinkSegment
     | WatchProcess
+    | MakeToken
+    | CheckToken
     | UnwatchProcess
     | Stop
 )
