@@ -18,78 +18,10 @@ from hugepool_server.processes import is_stopped, start_ticks
 from hugepool_server.records import Identity, SessionRecord
 from hugepool_server.tokens import Tokens
 from support.host import require, settles
+from support.locker import EXEC, FORK, Locker
 
 BOOT = "00000000-1111-2222-3333-444444444444"
 OTHER_BOOT = "99999999-1111-2222-3333-444444444444"
-
-LOCKER = """
-import fcntl, os, sys
-print(os.getpid(), flush=True)
-path = sys.stdin.readline().strip()
-fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-print("locked", flush=True)
-for line in sys.stdin:
-    {on_line}
-    print("done", flush=True)
-"""
-
-FORK = "print(os.fork() or __import__('signal').pause(), flush=True)"
-EXEC = "os.execv(sys.executable, [sys.executable, '-c', 'print(1, flush=True); input()'])"
-
-
-class Locker:
-    """A process that locks a token, and then does as it is told."""
-
-    def __init__(self, on_line: str = "pass", *prefix: str) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", LOCKER.format(on_line=on_line)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = int(self.said())
-
-    def said(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def lock(self, path: str) -> None:
-        self.tell(path)
-        assert self.said() == "locked"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def close(self) -> None:
-        self.kill()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                pass
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Locker]]:
-    """Start lockers that end with the test."""
-    started: list[Locker] = []
-
-    def one(*arguments: str) -> Locker:
-        started.append(Locker(*arguments))
-        return started[-1]
-
-    yield one
-    for locker in started:
-        locker.close()
-
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> Iterator[Tokens]:
@@ -104,9 +36,9 @@ def me(pid: int) -> Identity:
 
 
 def test_a_session_is_bound_by_its_own_process_alone(
-    tokens: Tokens, start: Callable[..., Locker]
+    tokens: Tokens, locker: Callable[..., Locker]
 ) -> None:
-    client, other = start(), start()
+    client, other = locker(), locker()
     path = tokens.make(1, me(client.pid), "test")
     assert not tokens.check(1)
     other.lock(path)
@@ -120,9 +52,9 @@ def test_a_session_is_bound_by_its_own_process_alone(
 
 
 def test_looking_takes_no_lock_from_anybody(
-    tokens: Tokens, tmp_path: Path, start: Callable[..., Locker]
+    tokens: Tokens, tmp_path: Path, locker: Callable[..., Locker]
 ) -> None:
-    client = start()
+    client = locker()
     client.lock(tokens.make(1, me(client.pid), "test"))
     again = Tokens(str(tmp_path), BOOT)
     assert [one.session for one in again.read()] == [1]
@@ -153,10 +85,10 @@ def test_a_group_may_lock_a_token_and_list_none(tmp_path: Path) -> None:
 
 
 def test_a_fork_does_not_keep_its_dead_parent_s_session(
-    tokens: Tokens, start: Callable[..., Locker]
+    tokens: Tokens, locker: Callable[..., Locker]
 ) -> None:
     # The child of a dead client lives on, with the descriptor that the lock was taken by.
-    client = start(FORK)
+    client = locker(FORK)
     client.lock(tokens.make(1, me(client.pid), "test"))
     client.tell("fork")
     child = int(client.said())
@@ -171,9 +103,9 @@ def test_a_fork_does_not_keep_its_dead_parent_s_session(
 
 
 def test_a_forked_child_never_counts_as_the_client(
-    tokens: Tokens, start: Callable[..., Locker]
+    tokens: Tokens, locker: Callable[..., Locker]
 ) -> None:
-    client = start(FORK)
+    client = locker(FORK)
     path = tokens.make(1, me(client.pid), "test")
     client.lock(path)
     client.tell("fork")
@@ -186,8 +118,8 @@ def test_a_forked_child_never_counts_as_the_client(
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_stopped_process_keeps_its_lock(tokens: Tokens, start: Callable[..., Locker]) -> None:
-    client = start()
+def test_a_stopped_process_keeps_its_lock(tokens: Tokens, locker: Callable[..., Locker]) -> None:
+    client = locker()
     client.lock(tokens.make(1, me(client.pid), "test"))
     assert not is_stopped(client.pid)
     client.process.send_signal(signal.SIGSTOP)
@@ -199,9 +131,9 @@ def test_a_stopped_process_keeps_its_lock(tokens: Tokens, start: Callable[..., L
 
 
 def test_what_a_process_becomes_by_exec_is_not_the_client(
-    tokens: Tokens, start: Callable[..., Locker]
+    tokens: Tokens, locker: Callable[..., Locker]
 ) -> None:
-    client = start(EXEC)
+    client = locker(EXEC)
     client.lock(tokens.make(1, me(client.pid), "test"))
     assert tokens.check(1)
     client.tell("exec")
@@ -210,8 +142,8 @@ def test_what_a_process_becomes_by_exec_is_not_the_client(
     assert not tokens.check(1)
 
 
-def test_a_closed_descriptor_lets_go(tokens: Tokens, start: Callable[..., Locker]) -> None:
-    client = start("os.close(os.open(path, os.O_RDONLY))")  # any descriptor of the file
+def test_a_closed_descriptor_lets_go(tokens: Tokens, locker: Callable[..., Locker]) -> None:
+    client = locker("os.close(os.open(path, os.O_RDONLY))")  # any descriptor of the file
     client.lock(tokens.make(1, me(client.pid), "test"))
     assert tokens.check(1)
     client.tell("close")
@@ -220,9 +152,9 @@ def test_a_closed_descriptor_lets_go(tokens: Tokens, start: Callable[..., Locker
 
 
 def test_the_lock_alone_counts_where_the_pid_is_unknown(
-    tokens: Tokens, start: Callable[..., Locker]
+    tokens: Tokens, locker: Callable[..., Locker]
 ) -> None:
-    client = start()
+    client = locker()
     path = tokens.make(1, me(0), "test")
     assert not tokens.check(1)
     client.lock(path)
@@ -334,10 +266,10 @@ print("well")
 
 
 def test_the_living_are_taken_over_and_the_dead_removed(
-    tmp_path: Path, start: Callable[..., Locker]
+    tmp_path: Path, locker: Callable[..., Locker]
 ) -> None:
     before = Tokens(str(tmp_path), BOOT)
-    clients = [start() for _ in range(4)]
+    clients = [locker() for _ in range(4)]
     made = [before.make(number, me(one.pid), "test") for number, one in enumerate(clients, 7)]
     for client, path in zip(clients[:3], made[:3], strict=True):
         client.lock(path)
@@ -386,10 +318,10 @@ def rewrite(path: str, **changes: object) -> None:
     ids=["another boot", "another name", "another start", "another pid", "empty", "cut", "noise"],
 )
 def test_a_token_that_is_not_what_it_says_is_removed(
-    tmp_path: Path, start: Callable[..., Locker], harm: Callable[[str], object]
+    tmp_path: Path, locker: Callable[..., Locker], harm: Callable[[str], object]
 ) -> None:
     before = Tokens(str(tmp_path), BOOT)
-    client = start()
+    client = locker()
     path = before.make(1, me(client.pid), "test")
     client.lock(path)
     before.close(keep=True)
@@ -401,10 +333,10 @@ def test_a_token_that_is_not_what_it_says_is_removed(
 
 
 def test_of_two_tokens_with_one_number_one_is_taken(
-    tmp_path: Path, start: Callable[..., Locker]
+    tmp_path: Path, locker: Callable[..., Locker]
 ) -> None:
     before = Tokens(str(tmp_path), BOOT)
-    clients = start(), start()
+    clients = locker(), locker()
     for number, client in enumerate(clients, 1):
         path = before.make(number, me(client.pid), "test")
         client.lock(path)
@@ -453,8 +385,8 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_start_ticks_tell_processes_apart(start: Callable[..., Locker]) -> None:
-    client = start()
+def test_start_ticks_tell_processes_apart(locker: Callable[..., Locker]) -> None:
+    client = locker()
     assert start_ticks(client.pid) >= start_ticks(os.getpid()) > 0
     assert start_ticks(0) == 0
     client.close()
