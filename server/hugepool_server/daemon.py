@@ -17,6 +17,7 @@ from collections import deque
 from contextlib import ExitStack
 from types import TracebackType
 
+import msgspec
 import zmq
 
 from hugepool_common import paths
@@ -30,11 +31,11 @@ from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.endpoint import Endpoint
 from hugepool_server.liveness import Liveness
 from hugepool_server.makers import Makers, Origin
-from hugepool_server.manifests import Manifests
+from hugepool_server.manifests import Manifests, begin_epoch, boot_id, write_coordinator
 from hugepool_server.processes import is_stopped
 from hugepool_server.reclaim import SegmentDirectories
-from hugepool_server.records import CoordinatorRecord, SessionRecord
-from hugepool_server.recovery import Recovery, begin_epoch, boot_id, recover
+from hugepool_server.records import CoordinatorRecord
+from hugepool_server.recovery import recover
 from hugepool_server.runtime import RuntimeDirectory
 from hugepool_server.signals import SignalInbox
 from hugepool_server.tokens import Tokens
@@ -104,45 +105,60 @@ class Daemon:
         """Own the files of this runtime directory, and know what lies in them."""
         config = self._config
         boot = boot_id()
-        record = self._begin(boot)
+        self._record = self._begin(boot)
         self._tokens = Tokens(config.runtime_directory, boot, group=config.group)
         undo.callback(lambda: self._tokens.close(keep=self._keep))
-        sessions = self._tokens.read()
         self._directories = SegmentDirectories(
-            record.store,
+            store=self._record.store if config.durable else None,
             owner=config.runtime_directory if config.durable else None,
             group=config.group,
+            made=self._note_directory if config.durable else None,
         )
         undo.callback(lambda: self._directories.close(keep=self._keep))
-        # Undone in this order: a manifest without its segment would be an array lost.
+        # Undone before the directories: a manifest without a segment is an array lost.
         self._manifests = Manifests(config.runtime_directory, durable=config.durable)
         undo.callback(lambda: self._manifests.close(keep=self._keep))
         self._makers = Makers(
-            config, Origin(boot, record.epoch), self._directories, self._manifests, self._post
+            config,
+            Origin(boot, self._record.epoch),
+            self._directories,
+            self._manifests,
+            self._post,
         )
         undo.callback(self._makers.stop)
         self._liveness = Liveness(self._tokens, self._poller)
         undo.callback(self._liveness.close)
-        self._directories.adopt(record.directories)
-        recovered = self._recover(boot, sessions)
-        self._sweep()
-        self._core = self._new_core(record)
-        self._handle(recovered.event)
+        self._core = self._new_core()
+        found = self._recover(boot)
+        self._sweep(boot, found)
+        if found.arrays or found.sessions:
+            self._handle(found)
 
     def _begin(self, boot: str) -> CoordinatorRecord:
         store = secrets.token_hex(8)
         if not self._config.durable:
             return CoordinatorRecord(epoch=1, store=store, directories=(), boot_id=boot)
-        return begin_epoch(self._config.runtime_directory, boot, store)
+        return begin_epoch(self._config.runtime_directory, boot, lambda: store)
 
-    def _recover(self, boot: str, sessions: tuple[SessionRecord, ...]) -> Recovery:
+    def _note_directory(self, path: str) -> None:
+        """Write down that there is a segment directory, before anything is in it."""
+        # One thread at a time makes directories.
+        directories = dict.fromkeys([*self._record.directories, path])
+        self._record = msgspec.structs.replace(self._record, directories=tuple(directories))
+        write_coordinator(self._config.runtime_directory, self._record)
+
+    def _recover(self, boot: str) -> events.Recovered:
+        for path in self._directories.adopt(self._record.directories):
+            log.warning("a segment directory is gone: %s", path)
         recovery = recover(
             self._manifests,
             self._directories,
-            sessions,
+            self._tokens.read(),
             boot=boot,
             segment_mode=self._config.segment_mode,
         )
+        for line in recovery.lines():
+            log.warning("%s", line)
         found = recovery.event
         if found.arrays or found.sessions:
             log.warning(
@@ -151,13 +167,14 @@ class Daemon:
                 len(found.lost),
                 len(found.sessions),
             )
-        return recovery
+        return found
 
-    def _sweep(self) -> None:
+    def _sweep(self, boot: str, found: events.Recovered) -> None:
         host = read_host()
         mounts = [mount.path for mount in host.hugetlbfs_mounts]
         mounts += [mount.path for mount in host.tmpfs_mounts]
-        reclaimed = self._directories.sweep(mounts)
+        known = {record.segment.path for record in found.arrays}
+        reclaimed = self._directories.sweep(mounts, boot=boot, keep=known)
         for path in reclaimed.left:
             log.warning("left alone, for it is not ours: %s", path)
         if reclaimed.count:
@@ -167,7 +184,7 @@ class Daemon:
                 reclaimed.nbytes,
             )
 
-    def _new_core(self, record: CoordinatorRecord) -> Coordinator:
+    def _new_core(self) -> Coordinator:
         sessions = descriptors.sessions_within(self._limit)
         wanted = Limits().max_sessions
         if sessions < wanted:
@@ -183,7 +200,7 @@ class Daemon:
             uid=os.geteuid(),
             version=__version__,
             started_ns=time.monotonic_ns(),
-            epoch=record.epoch,
+            epoch=self._record.epoch,
             durable=self._config.durable,
             keep=self._config.keep,
             limits=Limits(

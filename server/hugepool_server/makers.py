@@ -19,6 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
+
 from hugepool_common.errors import (
     ArrayBusyError,
     CancelledError,
@@ -124,8 +126,11 @@ class Makers:
     def publish(self, effect: events.PublishGeneration) -> events.Event:
         """Give a sealed segment a name and a generation: one rename, so no thread of its own."""
         try:
+            spec = self._manifests.known(effect.segment_id).spec
             self._manifests.update(
-                effect.segment_id, name=effect.name, generation=effect.generation
+                effect.segment_id,
+                spec=msgspec.structs.replace(spec, name=effect.name),
+                generation=effect.generation,
             )
         except Exception as error:
             return events.PublishRefused(effect.token, _failed(error, effect.name))

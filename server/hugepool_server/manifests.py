@@ -111,6 +111,17 @@ class Manifests:
         with self._lock:
             self._write(record)
 
+    def known(self, segment_id: int) -> ArrayRecord:
+        """What the manifest of a segment says.
+
+        Raises
+        ------
+        SegmentChangedError
+            There is none: the segment was destroyed.
+        """
+        with self._lock:
+            return self._known(segment_id)
+
     def update(self, segment_id: int, **changes: Any) -> ArrayRecord:
         """Write a manifest anew with these fields changed, in one step.
 
@@ -122,12 +133,7 @@ class Manifests:
             As :meth:`write`.
         """
         with self._lock:
-            record = self._records.get(segment_id)
-            if record is None:
-                raise SegmentChangedError(
-                    "the segment was destroyed", where=paths.segment_file_name(segment_id)
-                )
-            changed = msgspec.structs.replace(record, **changes)
+            changed = msgspec.structs.replace(self._known(segment_id), **changes)
             self._write(changed)
             return changed
 
@@ -161,11 +167,25 @@ class Manifests:
         with self._lock:
             return Found((), {}, frozenset(), 0, 0, ()) if self._dir_fd < 0 else self._read(boot)
 
-    def close(self) -> None:
-        """Let go of the directory; the manifests stay."""
+    def close(self, *, keep: bool = True) -> None:
+        """Let go of the directory.
+
+        Parameters
+        ----------
+        keep
+            Whether the manifests stay. Otherwise all that are known are removed:
+            their segments go next.
+        """
         with self._lock:
             fd, self._dir_fd = self._dir_fd, -1
-        if fd >= 0:
+            known, self._records = self._records, {}
+        if fd < 0:
+            return
+        try:
+            for segment_id in () if keep else known:
+                with suppress(FileNotFoundError):
+                    os.unlink(paths.manifest_name(segment_id), dir_fd=fd)
+        finally:
             os.close(fd)
 
     def __enter__(self) -> Manifests:
@@ -176,6 +196,14 @@ class Manifests:
 
     def __repr__(self) -> str:
         return f"<Manifests {self._path}, {len(self._records)} known>"
+
+    def _known(self, segment_id: int) -> ArrayRecord:
+        record = self._records.get(segment_id)
+        if record is None:
+            raise SegmentChangedError(
+                "the segment was destroyed", where=paths.segment_file_name(segment_id)
+            )
+        return record
 
     def _write(self, record: ArrayRecord) -> None:
         segment_id = record.segment.segment_id

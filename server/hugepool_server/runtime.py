@@ -41,7 +41,7 @@ class RuntimeDirectory:
                 os.fchown(self._fd, -1, group)
                 os.fchmod(self._fd, mode)
             except PermissionError:
-                self.close()
+                self.close(keep=True)
                 raise NotPermittedError(
                     f"cannot give {path} to group {group}",
                     remedy="run the coordinator as a member of the group",

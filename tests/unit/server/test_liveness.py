@@ -100,9 +100,7 @@ def test_a_holder_that_is_dead_but_for_its_lock_is_not_bound(
     assert not watched.liveness.bind(1)
 
 
-def test_an_exec_is_seen_by_the_next_look(
-    watched: Watched, locker: Callable[..., Locker]
-) -> None:
+def test_an_exec_is_seen_by_the_next_look(watched: Watched, locker: Callable[..., Locker]) -> None:
     client = locker("os.close(fd)")
     client.lock(watched.open(1, client.pid))
     assert watched.liveness.bind(1)
@@ -115,9 +113,7 @@ def test_an_exec_is_seen_by_the_next_look(
     assert watched.liveness.ended(2 * CHECK_INTERVAL_NS) == [1]
 
 
-def test_a_stopped_process_is_no_dead_one(
-    watched: Watched, locker: Callable[..., Locker]
-) -> None:
+def test_a_stopped_process_is_no_dead_one(watched: Watched, locker: Callable[..., Locker]) -> None:
     client = locker()
     client.lock(watched.open(1, client.pid))
     assert watched.liveness.bind(1)

@@ -23,6 +23,7 @@ from support.locker import EXEC, FORK, Locker
 BOOT = "00000000-1111-2222-3333-444444444444"
 OTHER_BOOT = "99999999-1111-2222-3333-444444444444"
 
+
 @pytest.fixture
 def tokens(tmp_path: Path) -> Iterator[Tokens]:
     """Of a fresh runtime directory."""
