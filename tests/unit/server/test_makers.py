@@ -115,10 +115,12 @@ def test_without_its_manifest_there_is_no_segment(tmp_path: Path, mounts: Mounts
     workshop = Workshop(small)
     try:
         first = workshop.make(spec_of("x"))
-        with open(small / "ballast", "wb", buffering=0) as ballast:
-            with pytest.raises(OSError, match="space"):
-                while True:
-                    ballast.write(b"\0" * 4096)
+        with (
+            open(small / "ballast", "wb", buffering=0) as ballast,
+            pytest.raises(OSError, match="space"),
+        ):
+            while True:
+                ballast.write(b"\0" * 4096)
         workshop.begin(spec_of("y"))
         refused = workshop.outcome()
         assert isinstance(refused, events.SegmentRefused)
