@@ -145,9 +145,11 @@ def unfinished_name(name: str) -> str:
     return _UNFINISHED + name
 
 
-def is_unfinished(name: str) -> bool:
-    """Whether a file is what a coordinator was writing when it was killed."""
-    return name.startswith(_UNFINISHED)
+def is_unfinished_manifest(name: str) -> bool:
+    """Whether a file is a manifest that a coordinator was writing when it was killed."""
+    return name.startswith(_UNFINISHED) and bool(
+        _MANIFEST_FILE.fullmatch(name.removeprefix(_UNFINISHED))
+    )
 
 
 def segment_directory_name(uid: int, store: str) -> str:

@@ -11,13 +11,11 @@ segment of a manifest there stays until a person removes it.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +23,21 @@ import msgspec
 
 from hugepool_common import paths
 from hugepool_common.errors import (
-    HugepoolError,
-    NotEnoughMemoryError,
-    NotPermittedError,
+    DetachedError,
     SegmentChangedError,
     UnsupportedPlatformError,
 )
 from hugepool_common.kernel_files import read_kernel_file
 from hugepool_server import records
+from hugepool_server.record_files import (
+    opened_directory,
+    private_directory,
+    read_file,
+    refusals,
+    replace_file,
+)
 from hugepool_server.records import (
     EPOCH_SHIFT,
-    MAX_RECORD_BYTES,
     ArrayRecord,
     CoordinatorRecord,
     DamagedRecordError,
@@ -43,11 +45,6 @@ from hugepool_server.records import (
 )
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: a FIFO under the name must not hold us.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +86,14 @@ class Manifests:
     """
 
     def __init__(self, runtime_directory: str, *, durable: bool = True) -> None:
-        self._quarantine = paths.quarantine_path(runtime_directory)
+        self._runtime_directory = runtime_directory
         self._path = paths.manifests_path(runtime_directory)
+        self._durable = durable
         self._lock = threading.Lock()
         self._records: dict[int, ArrayRecord] = {}
         self._dir_fd = -1
         if durable:
-            with _refusals(self._path):
+            with refusals(self._path):
                 self._dir_fd = paths.open_private_directory(self._path)
 
     def write(self, record: ArrayRecord) -> None:
@@ -146,9 +144,9 @@ class Manifests:
             It is still there.
         """
         with self._lock:
-            if self._dir_fd >= 0:
+            if self._durable:
                 with suppress(FileNotFoundError):
-                    os.unlink(paths.manifest_name(segment_id), dir_fd=self._dir_fd)
+                    os.unlink(paths.manifest_name(segment_id), dir_fd=self._fd())
             self._records.pop(segment_id, None)
 
     def read(self, boot: str | None = None) -> Found:
@@ -161,11 +159,13 @@ class Manifests:
 
         Raises
         ------
-        OSError
+        NotPermittedError
             Something is there and cannot be looked at; it is as it was.
         """
-        with self._lock:
-            return Found((), {}, frozenset(), 0, 0, ()) if self._dir_fd < 0 else self._read(boot)
+        if not self._durable:
+            return Found((), {}, frozenset(), 0, 0, ())
+        with self._lock, refusals(self._path):
+            return self._read(self._fd(), boot or boot_id())
 
     def close(self, *, keep: bool = True) -> None:
         """Let go of the directory.
@@ -207,38 +207,42 @@ class Manifests:
 
     def _write(self, record: ArrayRecord) -> None:
         segment_id = record.segment.segment_id
-        if self._dir_fd >= 0:
-            replace_file(self._dir_fd, paths.manifest_name(segment_id), records.encode(record))
+        if self._durable:
+            replace_file(self._fd(), paths.manifest_name(segment_id), records.encode(record))
         self._records[segment_id] = record
 
-    def _read(self, boot: str | None) -> Found:
-        boot = boot or boot_id()
+    def _fd(self) -> int:
+        if self._dir_fd < 0:
+            raise DetachedError("the manifests are closed", where=self._path)
+        return self._dir_fd
+
+    def _read(self, dir_fd: int, boot: str) -> Found:
         damaged: dict[int, str] = {}
         left = []
         unfinished = stale = 0
-        for name in sorted(os.listdir(self._dir_fd)):
+        for name in sorted(os.listdir(dir_fd)):
             segment_id = paths.manifest_segment(name)
-            if paths.is_unfinished(name):
-                os.unlink(name, dir_fd=self._dir_fd)
+            if paths.is_unfinished_manifest(name):
+                os.unlink(name, dir_fd=dir_fd)
                 unfinished += 1
             elif segment_id is None:
                 left.append(os.path.join(self._path, name))
             else:
                 try:
-                    record = _manifest(self._dir_fd, name, segment_id)
+                    record = _manifest(dir_fd, name, segment_id)
                 except DamagedRecordError as error:
                     damaged[segment_id] = str(error)
-                    _put_away(self._dir_fd, name, self._quarantine)
+                    _put_away(dir_fd, name, self._runtime_directory)
                     continue
                 if record.boot_id == boot:
                     self._records[segment_id] = record
                 else:
-                    os.unlink(name, dir_fd=self._dir_fd)
+                    os.unlink(name, dir_fd=dir_fd)
                     stale += 1
         return Found(
             tuple(self._records.values()),
             damaged,
-            frozenset(damaged) | _segments_named(self._quarantine),
+            frozenset(damaged) | quarantined_segments(self._runtime_directory),
             unfinished,
             stale,
             tuple(left),
@@ -286,23 +290,21 @@ def begin_epoch(
     Raises
     ------
     NotPermittedError, NotEnoughMemoryError
-        It cannot be written; all is as before.
-    OSError
-        What is there cannot be read.
+        What is there cannot be read, or it cannot be written; all is as before.
     """
-    try:
-        last = read_coordinator(runtime_directory)
-    except DamagedRecordError:
-        last = None
-        with _directory(runtime_directory) as dir_fd:
-            _put_away(dir_fd, paths.COORDINATOR_NAME, paths.quarantine_path(runtime_directory))
-    if last is None:
-        last = _remembered(runtime_directory, boot)
-    if last.boot_id != boot or not last.store:
-        last = CoordinatorRecord(last.epoch, new_store(), (), boot)
-    record = msgspec.structs.replace(last, epoch=last.epoch + 1)
-    write_coordinator(runtime_directory, record)
-    return record
+    with refusals(runtime_directory):
+        try:
+            last = read_coordinator(runtime_directory)
+        except DamagedRecordError:
+            last = None
+            _copy_damaged(runtime_directory)
+        if last is None:
+            last = _remembered(runtime_directory, boot)
+        if last.boot_id != boot or not last.store:
+            last = CoordinatorRecord(last.epoch, new_store(), (), boot)
+        record = msgspec.structs.replace(last, epoch=last.epoch + 1)
+        write_coordinator(runtime_directory, record)
+        return record
 
 
 def read_coordinator(runtime_directory: str) -> CoordinatorRecord | None:
@@ -316,7 +318,7 @@ def read_coordinator(runtime_directory: str) -> CoordinatorRecord | None:
         It cannot be read.
     """
     try:
-        with _directory(runtime_directory) as dir_fd:
+        with opened_directory(runtime_directory) as dir_fd:
             if os.fstat(dir_fd).st_uid != os.geteuid():
                 return None
             data = read_file(dir_fd, paths.COORDINATOR_NAME)
@@ -334,97 +336,8 @@ def write_coordinator(runtime_directory: str, record: CoordinatorRecord) -> None
         It is as before.
     """
     data = records.encode(record)
-    with _refusals(runtime_directory), _directory(runtime_directory) as dir_fd:
+    with refusals(runtime_directory), opened_directory(runtime_directory) as dir_fd:
         replace_file(dir_fd, paths.COORDINATOR_NAME, data)
-
-
-# Files --------------------------------------------------------------------------
-
-
-def replace_file(dir_fd: int, name: str, data: bytes) -> None:
-    """Put these bytes under a name in one step: who opens it finds the old or the new ones.
-
-    Raises
-    ------
-    OSError
-        All is as before.
-    """
-    unfinished = paths.unfinished_name(name)
-    try:
-        fd = os.open(unfinished, _CREATE, 0o600, dir_fd=dir_fd)
-    except FileExistsError:  # of a write that failed and could not be undone
-        os.unlink(unfinished, dir_fd=dir_fd)
-        fd = os.open(unfinished, _CREATE, 0o600, dir_fd=dir_fd)
-    try:
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(fd, data[written:])
-        finally:
-            os.close(fd)
-        os.rename(unfinished, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(unfinished, dir_fd=dir_fd)
-        raise
-
-
-def read_file(dir_fd: int, name: str) -> bytes:
-    """The bytes of a record's file, as far as a record may be long.
-
-    Raises
-    ------
-    DamagedRecordError
-        It is no file of this user.
-    OSError
-        It cannot be read.
-    """
-    try:
-        fd = os.open(name, _READ, dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
-            raise
-        raise DamagedRecordError("the record is no regular file", where=name) from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise DamagedRecordError("the record is no regular file of this user", where=name)
-        data = b""
-        while len(data) <= MAX_RECORD_BYTES and (chunk := os.read(fd, MAX_RECORD_BYTES)):
-            data += chunk
-        return data
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _directory(path: str) -> Iterator[int]:
-    fd = os.open(path, _DIRECTORY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _refusals(path: str) -> Iterator[None]:
-    """Say what a runtime directory that takes no files means, and what to do."""
-    try:
-        yield
-    except HugepoolError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-            raise NotEnoughMemoryError(
-                "there is no room in the runtime directory",
-                where=path,
-                remedy=f"make room there, or choose another with {paths.RUNTIME_VARIABLE}",
-            ) from error
-        raise NotPermittedError(
-            f"cannot write to the runtime directory: {error.strerror}",
-            where=path,
-            remedy=f"choose another with {paths.RUNTIME_VARIABLE}",
-        ) from error
 
 
 def _manifest(dir_fd: int, name: str, segment_id: int) -> ArrayRecord:
@@ -438,22 +351,49 @@ def _manifest(dir_fd: int, name: str, segment_id: int) -> ArrayRecord:
     return record
 
 
-def _put_away(dir_fd: int, name: str, quarantine: str) -> None:
+def _put_away(dir_fd: int, name: str, runtime_directory: str) -> None:
     """Move a damaged record where a person can look at it.
 
     It stays where it is if it cannot be moved: the next start will find it again.
     """
-    with suppress(OSError):
-        os.close(paths.open_private_directory(quarantine))
-        with _directory(quarantine) as quarantine_fd:
-            os.rename(name, name, src_dir_fd=dir_fd, dst_dir_fd=quarantine_fd)
+    quarantine = paths.quarantine_path(runtime_directory)
+    with suppress(OSError), private_directory(quarantine) as quarantine_fd:
+        os.rename(name, name, src_dir_fd=dir_fd, dst_dir_fd=quarantine_fd)
+
+
+def _copy_damaged(runtime_directory: str) -> None:
+    """Keep the coordinator's damaged record, which is to be replaced.
+
+    It stays in its place too: to a coordinator that sweeps just then, none at all
+    would say that nobody will come for the segments.
+    """
+    name = paths.COORDINATOR_NAME
+    with (
+        suppress(OSError),
+        opened_directory(runtime_directory) as dir_fd,
+        private_directory(paths.quarantine_path(runtime_directory)) as quarantine_fd,
+    ):
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=quarantine_fd)
+        os.link(name, name, src_dir_fd=dir_fd, dst_dir_fd=quarantine_fd, follow_symlinks=False)
+
+
+def quarantined_segments(runtime_directory: str) -> frozenset[int]:
+    """Segment ids of the manifests that were found damaged and put away.
+
+    Raises
+    ------
+    OSError
+        The quarantine is there and cannot be looked at.
+    """
+    return _segments_named(paths.quarantine_path(runtime_directory))
 
 
 def _segments_named(directory: str) -> frozenset[int]:
     """Segment ids of the manifests in a directory, by their names."""
     try:
         names = os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     found = (paths.manifest_segment(name) for name in names)
     return frozenset(one for one in found if one is not None)
@@ -465,11 +405,9 @@ def _remembered(runtime_directory: str, boot: str) -> CoordinatorRecord:
     The epoch is the highest of any number there; the store is empty unless whole
     manifests of this boot tell where their segments lie.
     """
-    manifests, tokens = (
-        paths.manifests_path(runtime_directory),
-        paths.tokens_path(runtime_directory),
-    )
-    numbers = _segments_named(manifests) | _segments_named(paths.quarantine_path(runtime_directory))
+    manifests = paths.manifests_path(runtime_directory)
+    tokens = paths.tokens_path(runtime_directory)
+    numbers = _segments_named(manifests) | quarantined_segments(runtime_directory)
     epochs = {number >> EPOCH_SHIFT for number in numbers}
     places: Counter[str] = Counter()
     for array in _whole(manifests, ArrayRecord):
@@ -492,7 +430,7 @@ def _whole(directory: str, kind: type[records.Record]) -> Iterator[records.Recor
         names = os.listdir(directory)
     except FileNotFoundError:
         return
-    with _directory(directory) as dir_fd:
+    with opened_directory(directory) as dir_fd:
         for name in names:
             try:
                 record = records.decode(kind, read_file(dir_fd, name))

@@ -1,20 +1,14 @@
-"""Directories that hold segments, and the removal of what dead coordinators left in them.
+"""Directories that hold a coordinator's segments, one on each mount.
 
 A coordinator keeps its segments on each mount in one private directory, locked
 with ``flock`` for life. The kernel frees the lock with the process, however it
-dies, so a directory of our pattern, owned by us and with a free lock, belongs to
-no process. If a mark in it names a runtime directory whose record still speaks of
-it, the next coordinator there will come for the segments; else they are nobody's.
-Their files can be unlinked at any time: who still maps one keeps reading, and the
-pages go with the last mapping.
-
-Nothing else is touched: what does not look like ours is left alone and reported.
+dies: then the next coordinator of the same store takes the directory over, or, if
+there is none to come, anybody's sweep removes it (:mod:`hugepool_server.remains`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -22,14 +16,22 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from hugepool_common import paths
 from hugepool_common.errors import CoordinatorRunningError, DetachedError, NotPermittedError
 from hugepool_common.kernel_files import read_kernel_file
 from hugepool_common.pages import MOUNT_VARIABLE
-from hugepool_server.manifests import BOOT_ID_FILE, read_coordinator
-from hugepool_server.records import DamagedRecordError
+from hugepool_server.manifests import BOOT_ID_FILE
+from hugepool_server.remains import (
+    Reclaimed,
+    is_ours,
+    is_still,
+    reclaim_directory,
+    remove_directory,
+    remove_segments,
+    total,
+    try_lock,
+)
 
 LOCK_PATIENCE_NS = 2_000_000_000
 """How long a directory of ours may be locked: by another's sweep, which soon lets go of it."""
@@ -38,18 +40,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARK = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 16
 _LOCK_INTERVAL_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
-    """What a sweep removed."""
-
-    count: int
-    """Segment files."""
-    nbytes: int
-    """Bytes of pages that they held."""
-    left: tuple[str, ...] = ()
-    """Paths in dead directories that are not ours to remove, or cannot be removed."""
 
 
 class SegmentDirectories:
@@ -139,17 +129,18 @@ class SegmentDirectories:
         CoordinatorRunningError
             Another process has locked one.
         OSError, NotPermittedError
-            One cannot be opened, or not be given to the group. All is as before.
+            One cannot be opened, or not be given to the group.
         """
         missing = []
         with self._lock:
             for path in dir_paths:
                 mount_path, name = os.path.split(path)
+                if name != self._name:
+                    missing.append(path)
+                    continue
                 if mount_path in self._open:
                     continue
                 try:
-                    if name != self._name:
-                        raise FileNotFoundError(errno.ENOENT, "no directory of this store", path)
                     self._open[mount_path] = self._reopened(path)
                 except (FileNotFoundError, NotADirectoryError):
                     missing.append(path)
@@ -171,7 +162,9 @@ class SegmentDirectories:
         """
         with self._lock:
             opened = list(self._open.values())
-        return _sum(_empty(dir_fd, dir_path, keep) for dir_fd, dir_path in dict(opened).items())
+        return total(
+            remove_segments(dir_fd, dir_path, keep) for dir_fd, dir_path in dict(opened).items()
+        )
 
     def sweep(
         self,
@@ -199,8 +192,8 @@ class SegmentDirectories:
         preferred = os.environ.get(MOUNT_VARIABLE)
         boot = boot or read_kernel_file(BOOT_ID_FILE).strip()
         places = dict.fromkeys([*mount_paths, *([preferred] if preferred else [])])
-        return _sum(
-            _reclaim(os.path.join(place, name), boot, keep)
+        return total(
+            reclaim_directory(os.path.join(place, name), boot, keep)
             for place in places
             for name in _names(place)
             if paths.segment_directory_owner(name) == os.geteuid()
@@ -221,7 +214,7 @@ class SegmentDirectories:
             for dir_fd, dir_path in dict(opened.values()).items():
                 undo.callback(os.close, dir_fd)
                 if not keep:
-                    undo.callback(_clear, dir_fd, dir_path)
+                    undo.callback(_remove_all, dir_fd, dir_path)
 
     def __enter__(self) -> SegmentDirectories:
         return self
@@ -245,11 +238,11 @@ class SegmentDirectories:
                 fd = os.open(path, _DIRECTORY)
             except FileNotFoundError:
                 continue
-            if _locked(fd) and _still(path, fd):
+            if try_lock(fd) and is_still(path, fd):
                 try:
                     self._admit_group(fd, path)
                 except BaseException:
-                    _remove(fd, path)
+                    remove_directory(fd, path)
                     os.close(fd)
                     raise
                 return fd, path
@@ -270,11 +263,13 @@ class SegmentDirectories:
                 return opened
             with ExitStack() as undo:
                 undo.callback(os.close, fd)
+                if not is_ours(fd):
+                    raise PermissionError(errno.EPERM, "it belongs to another user", path)
                 _lock_own(fd, path)
-                if not _still(path, fd):
+                if not is_still(path, fd):
                     continue
                 if fresh:
-                    undo.callback(_remove, fd, path)
+                    undo.callback(remove_directory, fd, path)
                 self._admit_group(fd, path)
                 # Known before it is marked: a marked one that the coordinator's
                 # record lacks would be waited for by all and taken up by nobody.
@@ -289,8 +284,10 @@ class SegmentDirectories:
         fd = os.open(path, _DIRECTORY)
         with ExitStack() as undo:
             undo.callback(os.close, fd)
+            if not is_ours(fd):
+                raise FileNotFoundError(errno.ENOENT, "it belongs to another user", path)
             _lock_own(fd, path)
-            if not _still(path, fd):
+            if not is_still(path, fd):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             self._admit_group(fd, path)
             self._put_mark(fd)
@@ -331,88 +328,6 @@ class SegmentDirectories:
             os.fchmod(fd, mode)
 
 
-def _reclaim(path: str, boot: str, keep: Container[str]) -> Reclaimed:
-    """Remove one directory if its coordinator is dead and has no successor."""
-    try:
-        fd = os.open(path, _DIRECTORY)
-    except OSError:
-        return Reclaimed(0, 0)  # removed meanwhile, a symbolic link, or not ours to open
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            return Reclaimed(0, 0, (path,))
-        # Before it is locked, lest its owner, starting now, finds it locked. And again
-        # once it is: the mark is put in under the lock.
-        if _awaited(fd, path, boot) or not _locked(fd):
-            return Reclaimed(0, 0)
-        # The lock is held while removing, so of two sweeps only one acts.
-        if not _still(path, fd) or _awaited(fd, path, boot):
-            return Reclaimed(0, 0)
-        found = _empty(fd, path, keep.__contains__)
-        _remove(fd, path)
-        return found
-    except (DamagedRecordError, OSError):
-        return Reclaimed(0, 0, (path,))  # whose it is cannot be known, or it cannot be removed
-    finally:
-        os.close(fd)
-
-
-def _awaited(dir_fd: int, dir_path: str, boot: str) -> bool:
-    """Whether a coordinator that is yet to start will come for a directory."""
-    store = paths.segment_directory_store(os.path.basename(dir_path))
-    owners = map(paths.owner_mark_path, os.listdir(dir_fd))
-    known = (read_coordinator(owner) for owner in owners if owner is not None)
-    return any(one is not None and (one.store, one.boot_id) == (store, boot) for one in known)
-
-
-def _clear(dir_fd: int, dir_path: str) -> None:
-    _empty(dir_fd, dir_path, lambda _: False)
-    _remove(dir_fd, dir_path)
-
-
-def _empty(dir_fd: int, dir_path: str, keep: Callable[[str], bool]) -> Reclaimed:
-    count = nbytes = 0
-    left: list[str] = []
-    for name in os.listdir(dir_fd):
-        path = os.path.join(dir_path, name)
-        if paths.owner_mark_path(name) is not None or keep(path):
-            continue
-        try:
-            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-            if not (ours and paths.is_segment_file(name)):
-                left.append(path)
-                continue
-            os.unlink(name, dir_fd=dir_fd)
-        except FileNotFoundError:
-            continue
-        except OSError:  # a mount that became read-only keeps no coordinator from starting
-            left.append(path)
-            continue
-        count += 1
-        nbytes += status.st_blocks * 512
-    return Reclaimed(count, nbytes, tuple(left))
-
-
-def _remove(dir_fd: int, path: str) -> None:
-    """Remove a directory that holds nothing but marks."""
-    try:
-        names = os.listdir(dir_fd)
-        if all(paths.owner_mark_path(name) is not None for name in names):
-            for name in names:
-                os.unlink(name, dir_fd=dir_fd)
-            os.rmdir(path)
-    except OSError as error:
-        # Something of a stranger is in it, or somebody cleaned up before us.
-        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EROFS, errno.EISDIR):
-            raise
-
-
-def _sum(found: Iterable[Reclaimed]) -> Reclaimed:
-    parts = list(found)
-    left = tuple(path for part in parts for path in part.left)
-    return Reclaimed(sum(part.count for part in parts), sum(part.nbytes for part in parts), left)
-
-
 def _mkdir(path: str) -> bool:
     """Make a directory; False if there is one."""
     try:
@@ -423,11 +338,9 @@ def _mkdir(path: str) -> bool:
 
 
 def _lock_own(fd: int, path: str) -> None:
-    """Lock a directory that is ours by its name."""
-    if os.fstat(fd).st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "the directory belongs to another user", path)
+    """Lock a directory of our store."""
     deadline_ns = time.monotonic_ns() + LOCK_PATIENCE_NS
-    while not _locked(fd):
+    while not try_lock(fd):
         if time.monotonic_ns() > deadline_ns:
             raise CoordinatorRunningError(
                 "another process has locked the segment directory",
@@ -437,25 +350,13 @@ def _lock_own(fd: int, path: str) -> None:
         time.sleep(_LOCK_INTERVAL_S)
 
 
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _still(path: str, fd: int) -> bool:
-    """Whether the path still is the directory that is open."""
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(fd))
-
-
 def _names(place: str) -> list[str]:
     try:
         return os.listdir(place)
     except OSError:
         return []
+
+
+def _remove_all(dir_fd: int, dir_path: str) -> None:
+    remove_segments(dir_fd, dir_path, lambda _: False)
+    remove_directory(dir_fd, dir_path)

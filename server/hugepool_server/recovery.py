@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hugepool_common import paths
+from hugepool_common.errors import NotPermittedError
 from hugepool_server.events import Recovered
 from hugepool_server.manifests import Found, Manifests
-from hugepool_server.reclaim import Reclaimed, SegmentDirectories
+from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord, SessionRecord
+from hugepool_server.remains import Reclaimed
 
 SEALED_BITS = 0o440
 """What sealing leaves of a segment's mode."""
@@ -85,8 +87,9 @@ def recover(
 
     Raises
     ------
-    OSError
-        Something cannot be looked at. Nothing that counts was changed: start again.
+    NotPermittedError
+        Something cannot be looked at, and so is not known to be lost. Nothing was
+        removed that a later start would want.
     """
     found = manifests.read(boot)
     lost: dict[int, str] = {}
@@ -134,6 +137,10 @@ def _open(record: ArrayRecord, directories: SegmentDirectories) -> int:
         fd = os.open(name, _LOOK, dir_fd=dir_fd)
     except FileNotFoundError:
         raise _Lost(f"{segment.path} is gone") from None
+    except OSError as error:  # not lost: it may be there at the next start
+        raise NotPermittedError(
+            f"a segment cannot be looked at: {error.strerror}", where=segment.path
+        ) from error
     status = os.fstat(fd)
     needed = (segment.device, segment.inode, segment.owner_uid, segment.length)
     had = (status.st_dev, status.st_ino, status.st_uid, status.st_size)
@@ -158,6 +165,10 @@ def _put_mode(fd: int, record: ArrayRecord, segment_mode: int, group: int | None
             return False
         os.chmod(path, mode)
     except OSError as error:
-        if error.errno != errno.EROFS:  # there nobody can write, whatever the mode
-            raise
+        if error.errno == errno.EROFS:  # nobody can write there, whatever the mode
+            return False
+        raise NotPermittedError(
+            f"the mode of a segment cannot be put back: {error.strerror}",
+            where=record.segment.path,
+        ) from error
     return True
