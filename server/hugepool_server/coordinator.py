@@ -67,8 +67,11 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    Tick,
     UnwatchProcess,
     WatchProcess,
+    WorkerContinued,
+    WorkerStopped,
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker, Session
@@ -131,6 +134,9 @@ class Coordinator:
             ProcessExited: self._on_process_exited,
             PeerUnreachable: self._on_peer_unreachable,
             StopRequested: self._on_stop_requested,
+            Tick: self._work.on_tick,
+            WorkerStopped: self._work.on_worker_stopped,
+            WorkerContinued: self._work.on_worker_continued,
         }
         self._answer: dict[type, Callable[[Asker, Any, int], Message | None]] = {
             Hello: self._hello,
@@ -179,6 +185,11 @@ class Coordinator:
         if self._stopping and not self._state.registry.acts:
             self._stop()
         return self._state.take_effects()
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next Tick is due, on the clock of `handle`; None while none is."""
+        return self._state.jobs.wake_ns
 
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""
@@ -286,6 +297,7 @@ class Coordinator:
             jobs_failed=self._state.jobs.failed_count,
             workers=self._state.jobs.describe_workers(),
             timings=tuple(self._state.jobs.timings),
+            jobs_waiting=self._state.jobs.waiting,
         )
 
     # Ends of sessions ---------------------------------------------------------
@@ -303,9 +315,10 @@ class Coordinator:
         session.reachable = False
         session.knows_workers = True  # that this is no longer so may be what did not arrive
         # A client may be stopped and still map its arrays: only its death ends its
-        # leases. A worker that cannot be told of parts is of no use, and the parts
-        # that it has must not wait for it.
-        if self._state.jobs.worker_of(session) is not None:
+        # leases. A worker that cannot be told of parts is of no use; but one that is at a
+        # part may still write, and nobody else may do that part until it reports or dies.
+        worker = self._state.jobs.worker_of(session)
+        if worker is not None and worker.running is None:
             self._end_session(session)
 
     def _end_session(self, session: Session) -> None:

@@ -15,6 +15,7 @@ from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.events import Effect, Send
 from hugepool_server.jobs import Jobs
 from hugepool_server.leases import Asker, Leases, Session
+from hugepool_server.patience import Patience
 from hugepool_server.registry import Act, Registry
 
 _MAX_WORKERS = 512
@@ -38,6 +39,10 @@ class Limits:
         Workers registered at once; no more than 512, whose descriptions fit one frame.
     max_pending_bytes
         Payload bytes of segments being made at once.
+    worker_patience_ns
+        How long a job that nobody can take up waits for a worker before it fails.
+    stopped_patience_ns
+        How long a worker may be stopped before its part is taken back.
 
     Raises
     ------
@@ -51,6 +56,8 @@ class Limits:
     max_jobs: int = 256
     max_workers: int = _MAX_WORKERS
     max_pending_bytes: int = MAX_EXTENT
+    worker_patience_ns: int = 30_000_000_000
+    stopped_patience_ns: int = 10_000_000_000
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -80,7 +87,11 @@ class State:
         self.leases = Leases(
             max_sessions=limits.max_sessions, max_leases=limits.max_leases_per_session
         )
-        self.jobs = Jobs(max_jobs=limits.max_jobs, max_workers=limits.max_workers)
+        self.jobs = Jobs(
+            max_jobs=limits.max_jobs,
+            max_workers=limits.max_workers,
+            patience=Patience(limits.worker_patience_ns, limits.stopped_patience_ns),
+        )
         self._effects: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -130,7 +141,8 @@ class State:
             assert not (found.sealed and writers), "a writable lease on a sealed array"
         for job in self.jobs.live:
             assert job.asker.session in sessions
-            assert self.jobs.workers, "a job that nobody will run"
+            hopeless = not (self.jobs.workers or job.standing)
+            assert job.waiting_ns is not None or not hopeless, "a job that nobody will run"
             assert job.segment_ids() <= published.keys(), "a job uses what was destroyed"
         for worker in self.jobs.workers:
             assert worker.session in sessions
