@@ -35,7 +35,6 @@ from hugepool_server.array_requests import check_writable
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
 from hugepool_server.parts import Assignment, Job, Part, Worker, clipped
-from hugepool_server.registry import ArrayState
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -107,9 +106,8 @@ class JobRequests:
                     needed="a writable lease",
                     remedy="attach it with readonly=False first",
                 )
-        sealed = found.state is ArrayState.SEALED
         return PartOperand(
-            operand.role, found.spec, found.segment, operand.writable, operand.view, sealed
+            operand.role, found.spec, found.segment, operand.writable, operand.view, found.sealed
         )
 
     def part_done(self, asker: Asker, request: PartDone, now_ns: int) -> Message:
