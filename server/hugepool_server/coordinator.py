@@ -219,6 +219,20 @@ class Coordinator:
         """When the next Tick is due, on the clock of `handle`; None while none is."""
         return self._state.jobs.wake_ns
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it refuses new work and drains."""
+        return bool(self._state.stopping)
+
+    @property
+    def busy_workers(self) -> tuple[tuple[int, int], ...]:
+        """Session and pid of each worker that was sent a part and has not reported since."""
+        return tuple(
+            (worker.session.number, worker.session.identity.pid)
+            for worker in self._state.jobs.workers
+            if worker.running is not None
+        )
+
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""
         self._state.validate()

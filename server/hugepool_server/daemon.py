@@ -202,7 +202,6 @@ class Daemon:
             started_ns=time.monotonic_ns(),
             epoch=self._record.epoch,
             durable=self._config.durable,
-            keep=self._config.keep,
             limits=Limits(
                 max_sessions=min(sessions, wanted),
                 max_bytes=self._config.quota_bytes,

@@ -400,9 +400,7 @@ def test_nobody_comes_back_to_a_runtime_directory_that_was_removed(service: Serv
 
 
 @pytest.mark.parametrize("harm", ["another boot", "no record"])
-def test_after_a_reboot_the_start_is_clean(
-    service: Service, harm: str, tmp_path: Path
-) -> None:
+def test_after_a_reboot_the_start_is_clean(service: Service, harm: str, tmp_path: Path) -> None:
     from hugepool_server import records
 
     service.start()
