@@ -48,6 +48,7 @@ from hugepool_common.messages import (
     Stats,
     SubmitJob,
 )
+from hugepool_server.adoption import recover
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.events import (
     Effect,
@@ -75,7 +76,6 @@ from hugepool_server.events import (
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker
-from hugepool_server.adoption import recover
 from hugepool_server.registry import ActKind
 from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import Limits, State, cancelled

@@ -1,4 +1,4 @@
-"""A coordinator that is killed, and the next one on its directory: nothing is lost, nothing left."""
+"""A coordinator is killed, and the next one on its directory loses nothing and leaves nothing."""
 
 from __future__ import annotations
 
