@@ -43,10 +43,8 @@ def manifests(draw: st.DrawFn) -> ArrayRecord:
     spec = draw(SPECS)
     page = 1 << draw(st.integers(12, 30))
     length = -(-max(spec.nbytes, 1) // page) * page
-    segment = Segment(
-        draw(NUMBERS), draw(PATHS), *[draw(st.integers(0, (1 << 64) - 1)) for _ in range(3)],
-        length, page, draw(TEXT),
-    )  # fmt: skip
+    device, inode, uid = (draw(st.integers(0, (1 << 64) - 1)) for _ in range(3))
+    segment = Segment(draw(NUMBERS), draw(PATHS), device, inode, uid, length, page, draw(TEXT))
     falls = st.builds(Fall, TEXT, TEXT, st.integers(0, 200), TEXT, TEXT)
     pages = PageReport(
         "shm-4k", page, length, 0, length, "smaps", draw(st.lists(falls, max_size=3).map(tuple))

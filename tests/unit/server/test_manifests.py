@@ -99,9 +99,10 @@ def test_a_closed_one_refuses_rather_than_forget(run: str) -> None:
     written = Manifests(run)
     written.close()
     written.close()
-    for act in (lambda: written.write(array_record(FIRST)), lambda: written.remove(FIRST)):
-        with pytest.raises(DetachedError):
-            act()
+    with pytest.raises(DetachedError):
+        written.write(array_record(FIRST))
+    with pytest.raises(DetachedError):
+        written.remove(FIRST)
 
 
 def test_a_refused_write_leaves_the_old_manifest(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +249,8 @@ def test_what_is_damaged_is_put_into_quarantine(run: str) -> None:
             b'"x"', b'"y"'
         )
         again = read.read(BOOT)
-        assert (again.damaged, again.quarantined) == ({}, ids)
+        assert not again.damaged
+        assert again.quarantined == ids
     with pytest.raises(SegmentChangedError):
         Manifests(run).update(FIRST, generation=2)
 

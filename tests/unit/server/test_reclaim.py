@@ -16,6 +16,7 @@ from hugepool_common import paths
 from hugepool_common.errors import CoordinatorRunningError, DetachedError, NotPermittedError
 from hugepool_server import manifests, reclaim, remains
 from hugepool_server.reclaim import SegmentDirectories
+from hugepool_server.records import CoordinatorRecord
 from hugepool_server.remains import Reclaimed
 from support.durable import BOOT, OTHER_BOOT, STORE, Life
 from support.host import Mounts, require
@@ -309,7 +310,7 @@ def test_what_nobody_will_come_for_is_swept(run: Path, place: Path, change: str)
     if change == "boot":
         assert sweep(place, boot=OTHER_BOOT).count == 1
     elif change == "store":
-        other = manifests.CoordinatorRecord(9, "f" * 16, (), BOOT)
+        other = CoordinatorRecord(9, "f" * 16, (), BOOT)
         manifests.write_coordinator(str(run), other)
     elif change == "record":
         (run / paths.COORDINATOR_NAME).unlink()
