@@ -30,7 +30,7 @@ from hugepool_common.messages import (
     Seal,
     Sealed,
 )
-from hugepool_common.spec import ArraySpec, PageReport, check_name
+from hugepool_common.spec import ArraySpec, PageReport, Part, check_name
 from hugepool_common.units import format_bytes
 
 
@@ -283,6 +283,14 @@ class SharedObject:
             part = next(part for part in self.spec.parts if part.role == role)
             self._arrays[role] = self._attached().array(part)
         return self._arrays[role]
+
+    def byte_views(self) -> list[memoryview]:
+        """The parts of the object as bytes, in order and without a copy; padding is in none."""
+        mapping = self._attached()
+        return [
+            mapping.array(Part(part.role, "|u1", (part.nbytes,), part.offset)).data
+            for part in self.spec.parts
+        ]
 
     def __enter__(self) -> Self:
         return self

@@ -258,19 +258,32 @@ class ArrayStore:
             if policy:
                 raise TypeError("pages are chosen when an object is made, not when it is published")
             return value.publish_as(name)
-        made = self.put(temporary_name(name), value, **policy)
+        temporary = temporary_name(name)
+        made = self.put(temporary, value, **policy)
         try:
             return made.publish_as(name)
         except BaseException:
-            self.discard(made)
+            self.discard(temporary)
             raise
 
-    def discard(self, made: SharedObject) -> None:
+    def make_blank(self, spec: ArraySpec, **policy: Unpack[Policy]) -> SharedObject:
+        """Make an array or matrix of zeros, whose structure is only checked at its seal.
+
+        Parameters
+        ----------
+        spec
+            Name, shape, dtype and layout.
+        **policy
+            As of :meth:`create`.
+        """
+        return self._make(_HANDLES[spec.kind], spec.checked(), policy)
+
+    def discard(self, name: str) -> None:
         """Destroy what nobody else has heard of, if it is still there."""
         try:
-            self.destroy(made.name)
+            self.destroy(name)
         except HugepoolError:
-            pass  # it went with the coordinator, or has got its new name before we were told
+            pass  # it went with its coordinator, or has another name by now
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
