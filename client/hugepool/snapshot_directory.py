@@ -248,6 +248,9 @@ class SnapshotDirectory:
         """
         current = self._read_pointer()
         if current is not None:
+            # Whoever wrote it may have been killed before this was on the disk.
+            with told("the directory cannot be synced", self.path):
+                os.fsync(self._fd)
             self._remove_all_but(current[0])
         name = f"snapshot-{secrets.token_hex(8)}"
         where = os.path.join(self.path, name)
@@ -264,11 +267,21 @@ class SnapshotDirectory:
         finally:
             if fd >= 0:
                 os.close(fd)
-            # From the rename on nobody can say which one a power failure would leave.
-            if writer is None or not writer.renamed:
-                self._remove(name)
+            if writer is None or not writer.committed:
+                self._abort(name)
         if writer.committed:
             self._remove_all_but(name)
+
+    def _abort(self, name: str) -> None:
+        try:
+            current = self._read_pointer()
+        except SnapshotError:
+            return
+        # Renamed and not synced: nobody can say which one a power failure would leave.
+        if current is None or current[0] != name:
+            self._remove(name)
+            with contextlib.suppress(OSError):
+                os.unlink(_CURRENT_NEXT, dir_fd=self._fd)
 
     def _check_room(self, nbytes: int) -> None:
         room = os.fstatvfs(self._fd)
@@ -363,16 +376,13 @@ class SnapshotWriter:
         Of its directory.
     path
         Where that is.
-    renamed
-        Whether it may count by now.
     committed
-        Whether it does, whatever happens.
+        Whether it counts, whatever happens.
     """
 
     def __init__(self, name: str, path: str, fd: int, parent_fd: int) -> None:
         self.name = name
         self.path = path
-        self.renamed = False
         self.committed = False
         self._fd = fd
         self._parent_fd = parent_fd
@@ -412,7 +422,6 @@ class SnapshotWriter:
                 os.unlink(_CURRENT_NEXT, dir_fd=self._parent_fd)  # of a run that was cut short
             with self._written(_CURRENT_NEXT, self._parent_fd) as fd:
                 write_whole(fd, memoryview(pointer), 0)
-            self.renamed = True
             os.rename(
                 _CURRENT_NEXT, _CURRENT, src_dir_fd=self._parent_fd, dst_dir_fd=self._parent_fd
             )
