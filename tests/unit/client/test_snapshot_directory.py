@@ -102,8 +102,8 @@ def names_in(path: Path) -> list[str]:
 WHOLE = ["CURRENT", "S", "S/0000.data", "S/0001.data", "S/index.json"]
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "snapshots"
+def test_what_is_written_is_read(scratch: Path) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     assert read(path) == OLD
     assert names_in(path) == WHOLE
@@ -235,9 +235,9 @@ def failing(real: Callable[..., Any], at: int, error: int) -> Callable[..., Any]
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["mkdir", "open", "pwrite", "fsync", "rename"])
 def test_whatever_call_fails_the_old_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
 ) -> None:
-    path = tmp_path / "snapshots"
+    path = scratch / "snapshots"
     save(path, OLD)
     failures = 0
     while True:
@@ -260,8 +260,8 @@ def test_whatever_call_fails_the_old_one_stays(
     assert read(path) == NEW
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "snapshots"
+def test_an_interrupted_run_leaves_nothing(scratch: Path) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     with (
         pytest.raises(KeyboardInterrupt),
@@ -275,8 +275,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(path) == WHOLE
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "snapshots"
+def test_two_at_once_are_refused(scratch: Path) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     with SnapshotDirectory(str(path), writing=True):
         for writing in (True, False):
@@ -289,8 +289,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     save(path, NEW)
 
 
-def test_no_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "snapshots"
+def test_no_room_is_known_before_anything_is_written(scratch: Path) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     with (
         pytest.raises(SnapshotError, match="no room") as caught,
@@ -302,8 +302,8 @@ def test_no_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
     assert names_in(path) == WHOLE
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "snapshots"
+def test_what_is_not_ours_is_left_alone(scratch: Path) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     foreign = path / "notes.txt"
     foreign.write_text("mine")
@@ -313,7 +313,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "0000.data").write_text("left over")
     (inside / "notes.txt").write_text("mine")
-    outside = tmp_path / "outside"
+    outside = scratch / "outside"
     outside.mkdir()
     (outside / "0000.data").write_text("mine")
     (path / "snapshot-00000000000000cc").symlink_to(outside)
@@ -329,8 +329,8 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"MANIFEST-000004\n", b"hugepool-snapshot 1 x\n", b"\0" * 5000]
 )
-def test_a_current_that_is_not_ours_keeps_everybody_out(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "database"
+def test_a_current_that_is_not_ours_keeps_everybody_out(scratch: Path, content: bytes) -> None:
+    path = scratch / "database"
     path.mkdir()
     (path / "CURRENT").write_bytes(content)
     with pytest.raises(SnapshotError):
@@ -343,11 +343,11 @@ def test_a_current_that_is_not_ours_keeps_everybody_out(tmp_path: Path, content:
 
 @pytest.mark.parametrize("plant", ["symlink", "fifo", "directory"])
 @pytest.mark.parametrize("victim", ["CURRENT", "index.json", "0000.data"])
-def test_what_is_planted_is_not_followed(tmp_path: Path, plant: str, victim: str) -> None:
-    path = tmp_path / "snapshots"
+def test_what_is_planted_is_not_followed(scratch: Path, plant: str, victim: str) -> None:
+    path = scratch / "snapshots"
     save(path, OLD)
     found = next(path.rglob(victim))
-    moved = tmp_path / "moved"
+    moved = scratch / "moved"
     found.rename(moved)
     if plant == "symlink":
         found.symlink_to(moved)
@@ -359,12 +359,12 @@ def test_what_is_planted_is_not_followed(tmp_path: Path, plant: str, victim: str
         read(path)
 
 
-def test_a_directory_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_a_directory_that_is_none(scratch: Path) -> None:
+    (scratch / "file").write_text("")
     with pytest.raises(SnapshotError, match="cannot be opened"):
-        read(tmp_path / "nowhere")
-    assert read(tmp_path) is None
-    for path in (tmp_path / "file", tmp_path / "nowhere" / "below"):
+        read(scratch / "nowhere")
+    assert read(scratch) is None
+    for path in (scratch / "file", scratch / "nowhere" / "below"):
         with pytest.raises(SnapshotError, match="cannot be opened"):
             save(path, NEW)
 
@@ -428,8 +428,8 @@ def rewrite_index(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         ("spec.extra", 7),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Path, field: str, value: object) -> None:
-    save(tmp_path / "snapshots", OLD)
+def test_an_index_that_lies_is_refused(scratch: Path, field: str, value: object) -> None:
+    save(scratch / "snapshots", OLD)
 
     def change(index: dict[str, Any]) -> None:
         *parents, last = field.split(".")
@@ -438,17 +438,17 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, field: str, value: object
             target = target[parent]
         target[last] = value
 
-    rewrite_index(tmp_path / "snapshots", lambda index: None)
-    assert read(tmp_path / "snapshots") == OLD
-    rewrite_index(tmp_path / "snapshots", change)
+    rewrite_index(scratch / "snapshots", lambda index: None)
+    assert read(scratch / "snapshots") == OLD
+    rewrite_index(scratch / "snapshots", change)
     with pytest.raises(SnapshotError):
-        read(tmp_path / "snapshots")
+        read(scratch / "snapshots")
 
 
-def test_another_version_says_so(tmp_path: Path) -> None:
-    save(tmp_path / "snapshots", OLD)
-    current = tmp_path / "snapshots" / "CURRENT"
+def test_another_version_says_so(scratch: Path) -> None:
+    save(scratch / "snapshots", OLD)
+    current = scratch / "snapshots" / "CURRENT"
     head = current.read_bytes().rpartition(b" ")[0].replace(b"snapshot 1 ", b"snapshot 2 ")
     current.write_bytes(head + b" %08x\n" % zlib.crc32(head))
     with pytest.raises(SnapshotError, match="another version"):
-        read(tmp_path / "snapshots")
+        read(scratch / "snapshots")
