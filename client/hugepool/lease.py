@@ -18,16 +18,10 @@ class Lease:
         The session that it belongs to.
     number
         As the coordinator granted it.
-
-    Attributes
-    ----------
-    lost
-        Whether a restarted coordinator has nothing to grant it on.
     """
 
     def __init__(self, channel: Channel, number: int) -> None:
         self.number = number
-        self.lost = False
         self._channel = channel
         self._finalizer = weakref.finalize(self, channel.post_later, Detach(number))
         self._finalizer.atexit = False  # the session's end gives everything back
