@@ -35,6 +35,9 @@ from hugepool_common.messages import (
 )
 
 WORKER_START_TIMEOUT_S = 120.0
+RETURN_TIMEOUT_S = 2.0
+"""How long workers may take to follow this process to a restarted coordinator."""
+
 _POLL_S = 0.02
 
 
@@ -66,6 +69,7 @@ class JobRunner:
         self._channel = channel
         self._children: list[subprocess.Popen[bytes]] = []
         self._known: _Known | None = None
+        self._reunions = channel.reunions
         self._reliance = _Reliance()
 
     def run(
@@ -98,6 +102,8 @@ class JobRunner:
         ------
         NoWorkersError
             No worker is registered, or the last one died.
+        JobInterruptedError
+            The coordinator was restarted meanwhile; what is written may be so in part.
         JobFailedError, IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
             What a worker's kernel refused.
         """
@@ -112,7 +118,7 @@ class JobRunner:
         workers, self._reliance.count = min(self._reliance.count, len(bounds) - 1), 0
         job = SubmitJob(kernel, described, bounds, implementation, workers=workers)
         with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
-            answer = self._channel.request(job, Message)
+            answer = self._answer(job)
             if isinstance(answer, FewerWorkers):
                 self._known = None
                 self.worker_count(self._reliance.wanted)
@@ -198,9 +204,32 @@ class JobRunner:
                 )
             time.sleep(_POLL_S)
 
+    def _answer(self, job: SubmitJob) -> Message:
+        try:
+            return self._channel.request(job, Message)
+        except NoWorkersError:
+            if self._reunions == self._channel.reunions:
+                raise
+        self.await_return()
+        return self._channel.request(job, Message)
+
+    def await_return(self) -> None:
+        """After a restart of the coordinator, let the workers that there were come back first."""
+        self._channel.take_in()
+        if self._reunions == self._channel.reunions:
+            return
+        self._reunions = self._channel.reunions
+        before = 1 if self._known is None else self._known.count
+        deadline = time.monotonic() + RETURN_TIMEOUT_S
+        with Waiting("waiting for the workers to come back"):
+            while time.monotonic() < deadline:
+                if _outside(self._channel.request(Stats(), Counted).workers) >= before:
+                    return
+                time.sleep(_POLL_S)
+
     def _registered(self) -> int:
         """How many workers are in no crew; asked for where that may have changed."""
-        self._channel.take_in()
+        self.await_return()
         known = self._known
         changes = self._channel.workers_changes  # before asking: a later change counts anew
         if known is None or known.changes != changes:

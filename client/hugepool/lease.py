@@ -6,7 +6,7 @@ import weakref
 
 from hugepool.channel import Channel
 from hugepool_common.errors import CoordinatorUnreachableError
-from hugepool_common.messages import Detach, Detached
+from hugepool_common.messages import Detach
 
 
 class Lease:
@@ -31,11 +31,16 @@ class Lease:
         """Whether the lease was not released yet."""
         return self._finalizer.alive
 
+    @property
+    def lost(self) -> bool:
+        """Whether the coordinator was restarted and what this is a lease on was gone then."""
+        return self._channel.is_lost(self.number)
+
     def release(self) -> None:
         """Give the lease back; again, or after the coordinator's end, does nothing."""
         if self._finalizer.detach() is None or self._channel.closed:
             return
         try:
-            self._channel.request(Detach(self.number), Detached)
+            self._channel.release(self.number)
         except CoordinatorUnreachableError:
             pass
