@@ -11,18 +11,12 @@ import msgspec
 import pytest
 
 from hugepool.snapshot_directory import (
-    FORMAT,
-    Index,
-    SavedObject,
     SnapshotDirectory,
     write_whole,
 )
-from hugepool_common.checksum import checksum_of_buffers
 from hugepool_common.errors import SnapshotError
-from hugepool_common.spec import ArraySpec
 from support.power import Act, Disk, disk_at, disks_after, recording, write_disk
-
-Held = dict[str, bytes]
+from support.snapshots import Held, read_held, save_held
 
 OLD: Held = {"x": b"o" * 64, "y": b"O" * 24}
 NEW: Held = {"x": b"n" * 96, "z": b""}
@@ -47,49 +41,6 @@ def remove(path: Path) -> None:
     path.rmdir()
 
 
-def saved(name: str, content: bytes, number: int) -> SavedObject:
-    return SavedObject(
-        f"{number:04}.data",
-        ArraySpec(name, (len(content) // 8,), "<f8"),
-        len(content),
-        checksum_of_buffers([memoryview(content)]),
-    )
-
-
-def save(path: Path, held: Held) -> None:
-    """Write a snapshot, every file in two pieces."""
-    with SnapshotDirectory(str(path), writing=True) as disk, disk.writing(100) as writer:
-        objects = []
-        for number, (name, content) in enumerate(held.items()):
-            half = len(content) // 2
-            with writer.data(f"{number:04}.data") as fd:
-                write_whole(fd, memoryview(content)[half:], half)
-                write_whole(fd, memoryview(content)[:half], 0)
-            objects.append(saved(name, content, number))
-        writer.commit(Index(FORMAT, tuple(objects)))
-
-
-def read(path: Path) -> Held | None:
-    """What a restore would bring: all of it whole, or nothing because nothing is there."""
-    held = {}
-    with SnapshotDirectory(str(path), writing=False) as disk:
-        try:
-            snapshot = disk.open_current()
-        except SnapshotError as error:
-            if error.message == "the directory holds no snapshot":
-                return None
-            raise
-        with snapshot:
-            for one in snapshot.index.objects:
-                fd = snapshot.open_data(one)
-                content = os.pread(fd, one.nbytes + 1, 0)
-                os.close(fd)
-                if checksum_of_buffers([memoryview(content)]) != one.checksum:
-                    raise SnapshotError("damaged")
-                held[one.name] = content
-    return held
-
-
 def names_in(path: Path) -> list[str]:
     return sorted(
         str(entry.relative_to(path)).replace(entry.relative_to(path).parts[0], "S", 1)
@@ -104,11 +55,11 @@ WHOLE = ["CURRENT", "S", "S/0000.data", "S/0001.data", "S/index.json"]
 
 def test_what_is_written_is_read(scratch: Path) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
-    assert read(path) == OLD
+    save_held(path, OLD)
+    assert read_held(path) == OLD
     assert names_in(path) == WHOLE
-    save(path, NEW)
-    assert read(path) == NEW
+    save_held(path, NEW)
+    assert read_held(path) == NEW
     assert names_in(path) == WHOLE
     assert path.stat().st_mode & 0o777 == 0o700
 
@@ -121,14 +72,14 @@ def recorded(scratch: Path, before: Held | None, leftover: bool) -> tuple[Disk, 
     path = scratch / "recorded"
     path.mkdir()
     if before is not None:
-        save(path, before)
+        save_held(path, before)
     if leftover:
         (path / "snapshot-00000000000000aa").mkdir()
         (path / "snapshot-00000000000000aa" / "0000.data").write_bytes(b"half")
         (path / "CURRENT.tmp").write_bytes(b"hugepool-snapshot 1 ")
     start = disk_at(path)
     with recording(path) as acts:
-        save(path, NEW)
+        save_held(path, NEW)
     end = disk_at(path)
     remove(path)
     return start, acts, end
@@ -140,7 +91,7 @@ def verdicts(scratch: Path, start: Disk, acts: list[Act]) -> Iterator[tuple[int,
         for number, disk in enumerate(disks_after(start, acts[:count], seed=count)):
             path = write_disk(disk, scratch / f"{count}-{number}")
             try:
-                found: Any = read(path)
+                found: Any = read_held(path)
             except SnapshotError as error:
                 found = error
             finally:
@@ -175,7 +126,7 @@ def killed_and_run_again(scratch: Path) -> tuple[Disk, list[Act]]:
     renamed = next(n for n, act in enumerate(acts) if act.verb == "rename") + 1
     path = write_disk(next(disks_after(start, acts[:renamed])), scratch / "killed")
     with recording(path) as more:
-        save(path, THIRD)
+        save_held(path, THIRD)
     remove(path)
     return start, acts[:renamed] + more
 
@@ -210,8 +161,8 @@ def test_the_next_run_goes_on_from_any_disk(scratch: Path, before: Held | None) 
             if number % 5:
                 continue
             path = write_disk(disk, scratch / f"{count}-{number}")
-            save(path, THIRD)
-            assert read(path) == THIRD
+            save_held(path, THIRD)
+            assert read_held(path) == THIRD
             assert names_in(path) == WHOLE
             remove(path)
 
@@ -238,31 +189,31 @@ def test_whatever_call_fails_the_old_one_stays(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: int
 ) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     failures = 0
     while True:
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing(getattr(os, call), failures + 1, error))
             try:
-                save(path, NEW)
+                save_held(path, NEW)
                 break
             except SnapshotError as caught:
                 assert os.strerror(error) in caught.message
         failures += 1
         if call == "fsync" and failures == 8:  # the last: it is renamed, and may be durable
-            assert read(path) == NEW
-        elif call == "open" and read(path) == NEW:
-            save(path, OLD)  # what failed was only the removal of the old one
+            assert read_held(path) == NEW
+        elif call == "open" and read_held(path) == NEW:
+            save_held(path, OLD)  # what failed was only the removal of the old one
         else:
-            assert read(path) == OLD
+            assert read_held(path) == OLD
             assert names_in(path) == WHOLE, "the half of a snapshot was left"
     assert failures >= {"mkdir": 1, "open": 5, "pwrite": 4, "fsync": 8, "rename": 1}[call]
-    assert read(path) == NEW
+    assert read_held(path) == NEW
 
 
 def test_an_interrupted_run_leaves_nothing(scratch: Path) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     with (
         pytest.raises(KeyboardInterrupt),
         SnapshotDirectory(str(path), writing=True) as disk,
@@ -271,13 +222,13 @@ def test_an_interrupted_run_leaves_nothing(scratch: Path) -> None:
     ):
         write_whole(fd, memoryview(b"12345678"), 0)
         raise KeyboardInterrupt
-    assert read(path) == OLD
+    assert read_held(path) == OLD
     assert names_in(path) == WHOLE
 
 
 def test_two_at_once_are_refused(scratch: Path) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     with SnapshotDirectory(str(path), writing=True):
         for writing in (True, False):
             with pytest.raises(SnapshotError, match="another process"):
@@ -286,12 +237,12 @@ def test_two_at_once_are_refused(scratch: Path) -> None:
         SnapshotDirectory(str(path), writing=False).close()
         with pytest.raises(SnapshotError, match="another process"):
             SnapshotDirectory(str(path), writing=True)
-    save(path, NEW)
+    save_held(path, NEW)
 
 
 def test_no_room_is_known_before_anything_is_written(scratch: Path) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     with (
         pytest.raises(SnapshotError, match="no room") as caught,
         SnapshotDirectory(str(path), writing=True) as disk,
@@ -304,7 +255,7 @@ def test_no_room_is_known_before_anything_is_written(scratch: Path) -> None:
 
 def test_what_is_not_ours_is_left_alone(scratch: Path) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     foreign = path / "notes.txt"
     foreign.write_text("mine")
     similar = path / "snapshot-mine"
@@ -318,8 +269,8 @@ def test_what_is_not_ours_is_left_alone(scratch: Path) -> None:
     (outside / "0000.data").write_text("mine")
     (path / "snapshot-00000000000000cc").symlink_to(outside)
     (path / "CURRENT.tmp").symlink_to(foreign)
-    save(path, NEW)
-    assert read(path) == NEW
+    save_held(path, NEW)
+    assert read_held(path) == NEW
     assert foreign.read_text() == (inside / "notes.txt").read_text() == "mine"
     assert similar.is_dir()
     assert (outside / "0000.data").read_text() == "mine"
@@ -334,9 +285,9 @@ def test_a_current_that_is_not_ours_keeps_everybody_out(scratch: Path, content: 
     path.mkdir()
     (path / "CURRENT").write_bytes(content)
     with pytest.raises(SnapshotError):
-        save(path, NEW)
+        save_held(path, NEW)
     with pytest.raises(SnapshotError):
-        read(path)
+        read_held(path)
     assert (path / "CURRENT").read_bytes() == content
     assert [entry.name for entry in path.iterdir()] == ["CURRENT"]
 
@@ -345,7 +296,7 @@ def test_a_current_that_is_not_ours_keeps_everybody_out(scratch: Path, content: 
 @pytest.mark.parametrize("victim", ["CURRENT", "index.json", "0000.data"])
 def test_what_is_planted_is_not_followed(scratch: Path, plant: str, victim: str) -> None:
     path = scratch / "snapshots"
-    save(path, OLD)
+    save_held(path, OLD)
     found = next(path.rglob(victim))
     moved = scratch / "moved"
     found.rename(moved)
@@ -356,24 +307,24 @@ def test_what_is_planted_is_not_followed(scratch: Path, plant: str, victim: str)
     else:
         found.mkdir()
     with pytest.raises(SnapshotError):
-        read(path)
+        read_held(path)
 
 
 def test_a_directory_that_is_none(scratch: Path) -> None:
     (scratch / "file").write_text("")
     with pytest.raises(SnapshotError, match="cannot be opened"):
-        read(scratch / "nowhere")
-    assert read(scratch) is None
+        read_held(scratch / "nowhere")
+    assert read_held(scratch) is None
     for path in (scratch / "file", scratch / "nowhere" / "below"):
         with pytest.raises(SnapshotError, match="cannot be opened"):
-            save(path, NEW)
+            save_held(path, NEW)
 
 
 # Damage -------------------------------------------------------------------------
 
 
 def test_every_flipped_bit_and_every_cut_is_found(scratch: Path) -> None:
-    save(scratch / "good", OLD)
+    save_held(scratch / "good", OLD)
     good = disk_at(scratch / "good")
     files = [
         *good,
@@ -392,9 +343,9 @@ def test_every_flipped_bit_and_every_cut_is_found(scratch: Path) -> None:
         for damaged in damages:
             path.write_bytes(damaged)
             with pytest.raises(SnapshotError):
-                read(scratch / "good")
+                read_held(scratch / "good")
         path.write_bytes(content)
-    assert read(scratch / "good") == OLD
+    assert read_held(scratch / "good") == OLD
 
 
 def rewrite_index(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -429,7 +380,7 @@ def rewrite_index(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ],
 )
 def test_an_index_that_lies_is_refused(scratch: Path, field: str, value: object) -> None:
-    save(scratch / "snapshots", OLD)
+    save_held(scratch / "snapshots", OLD)
 
     def change(index: dict[str, Any]) -> None:
         *parents, last = field.split(".")
@@ -439,16 +390,16 @@ def test_an_index_that_lies_is_refused(scratch: Path, field: str, value: object)
         target[last] = value
 
     rewrite_index(scratch / "snapshots", lambda index: None)
-    assert read(scratch / "snapshots") == OLD
+    assert read_held(scratch / "snapshots") == OLD
     rewrite_index(scratch / "snapshots", change)
     with pytest.raises(SnapshotError):
-        read(scratch / "snapshots")
+        read_held(scratch / "snapshots")
 
 
 def test_another_version_says_so(scratch: Path) -> None:
-    save(scratch / "snapshots", OLD)
+    save_held(scratch / "snapshots", OLD)
     current = scratch / "snapshots" / "CURRENT"
     head = current.read_bytes().rpartition(b" ")[0].replace(b"snapshot 1 ", b"snapshot 2 ")
     current.write_bytes(head + b" %08x\n" % zlib.crc32(head))
     with pytest.raises(SnapshotError, match="another version"):
-        read(scratch / "snapshots")
+        read_held(scratch / "snapshots")
