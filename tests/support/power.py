@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_COMBINATIONS = 600
-"""Of what was not synced, at one moment; beyond it they are drawn by chance."""
+"""Of what was not synced, at one moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,9 @@ def write_disk(disk: Disk, path: Path) -> Path:
     return path
 
 
-def disks_after(before: Disk, acts: Sequence[Act], seed: int = 0) -> Iterator[Disk]:
+def disks_after(
+    before: Disk, acts: Sequence[Act], *, seed: int = 0, most: int = MOST_COMBINATIONS
+) -> Iterator[Disk]:
     """Every disk that a power failure may leave after these acts; the one with all first.
 
     Parameters
@@ -177,6 +179,8 @@ def disks_after(before: Disk, acts: Sequence[Act], seed: int = 0) -> Iterator[Di
         As :func:`recording` noted them.
     seed
         For what is drawn by chance.
+    most
+        Combinations of what was not synced; beyond it they are drawn by chance.
     """
     root = _loaded(before)
     for act in acts:
@@ -187,7 +191,7 @@ def disks_after(before: Disk, acts: Sequence[Act], seed: int = 0) -> Iterator[Di
     total = 1
     for choice in choices:
         total *= len(choice)
-    if total <= MOST_COMBINATIONS:
+    if total <= most:
         chosen: Any = itertools.product(*choices)
     else:
         chance = random.Random(seed)
@@ -196,7 +200,7 @@ def disks_after(before: Disk, acts: Sequence[Act], seed: int = 0) -> Iterator[Di
         for number in range(len(choices)):
             for way in choices[number]:
                 chosen.append(tuple(way if n == number else 0 for n in range(len(choices))))
-        while len(chosen) < MOST_COMBINATIONS:
+        while len(chosen) < most:
             chosen.append(tuple(chance.choice(choice) for choice in choices))
     seen = set()
     for ways in chosen:
