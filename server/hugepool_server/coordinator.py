@@ -48,6 +48,7 @@ from hugepool_common.messages import (
     Stats,
     SubmitJob,
 )
+from hugepool_server.adoption import recover
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.events import (
     Effect,
@@ -66,13 +67,15 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    Tick,
     TokenChecked,
     TokenMade,
     TokenRefused,
+    WorkerContinued,
+    WorkerStopped,
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker
-from hugepool_server.recovery import recover
 from hugepool_server.registry import ActKind
 from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import Limits, State, cancelled
@@ -155,6 +158,9 @@ class Coordinator:
             PeerUnreachable: self._sessions.on_peer_unreachable,
             Recovered: self._on_recovered,
             StopRequested: self._on_stop_requested,
+            Tick: self._work.on_tick,
+            WorkerStopped: self._work.on_worker_stopped,
+            WorkerContinued: self._work.on_worker_continued,
         }
         self._answer: dict[type, Callable[[Asker, Any, int], Message | None]] = {
             Bind: self._sessions.bind,
@@ -207,6 +213,25 @@ class Coordinator:
         if self._state.stopping and not self._state.registry.acts:
             self._stop()
         return self._state.take_effects()
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next Tick is due, on the clock of `handle`; None while none is."""
+        return self._state.jobs.wake_ns
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it refuses new work and drains."""
+        return bool(self._state.stopping)
+
+    @property
+    def busy_workers(self) -> tuple[tuple[int, int], ...]:
+        """Session and pid of each worker that was sent a part and has not reported since."""
+        return tuple(
+            (worker.session.number, worker.session.identity.pid)
+            for worker in self._state.jobs.workers
+            if worker.running is not None
+        )
 
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""
@@ -286,6 +311,7 @@ class Coordinator:
             jobs_failed=jobs.failed_count,
             workers=jobs.describe_workers(),
             timings=tuple(jobs.timings),
+            jobs_waiting=jobs.waiting,
             epoch=self.epoch,
             lost=lost,
             quota_bytes=limits.max_bytes,

@@ -329,12 +329,12 @@ class SessionRequests:
         session.reachable = False
         session.knows_workers = True  # that this is no longer so may be what did not arrive
         # A client may be stopped and still map its arrays: only its death ends its
-        # leases. A worker that cannot be told of parts is of no use, and the parts
-        # that it has must not wait for it. One that is not bound holds nothing.
-        if (
-            session.state is not SessionState.BOUND
-            or self._state.jobs.worker_of(session) is not None
-        ):
+        # leases. One that is not bound holds nothing. A worker that cannot be told of
+        # parts is of no use; but one that is at a part may still write, and nobody else
+        # may do that part until it reports or dies.
+        worker = self._state.jobs.worker_of(session)
+        idle = worker is not None and worker.running is None
+        if session.state is not SessionState.BOUND or idle:
             self.end(session)
 
     def end(self, session: Session) -> None:

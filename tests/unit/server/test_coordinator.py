@@ -945,7 +945,7 @@ def test_a_part_that_fails_fails_the_job_with_its_own_words(bench: Bench) -> Non
     assert client.call(Stats(), Counted).jobs_failed == 1
 
 
-@pytest.mark.parametrize("how", ["exit", "vanish", "goodbye"])
+@pytest.mark.parametrize("how", ["exit", "goodbye"])
 def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None:
     client, one, two = bench.client(), bench.worker(), bench.worker()
     client.create("x")
@@ -954,8 +954,6 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     match how:
         case "exit":
             one.exit()
-        case "vanish":
-            one.vanish()
         case "goodbye":
             one.call(Goodbye(), GoodbyeSaid)
     assert one.session not in bench.watched
@@ -966,14 +964,6 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     assert (again.part, again.epoch) == (first.part, first.epoch + 1)
     two.done(again)
     assert [timing.pid for timing in client.reply(job, JobDone).timings] == [two.identity.pid] * 2
-
-
-def test_the_last_workers_end_fails_every_job(bench: Bench) -> None:
-    client, worker = bench.client(), bench.worker()
-    running, queued = client.submit(), client.submit()
-    worker.exit()
-    for job in (running, queued):
-        assert client.reply(job, Failed).code == ErrorCode.NO_WORKERS
 
 
 def test_a_cancelled_job_is_answered_at_once(bench: Bench) -> None:

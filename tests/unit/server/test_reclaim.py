@@ -12,8 +12,9 @@ import pytest
 
 from hugepool_common import paths
 from hugepool_common.errors import DetachedError, NotPermittedError
-from hugepool_server import reclaim
-from hugepool_server.reclaim import Reclaimed, SegmentDirectories
+from hugepool_server import reclaim, remains
+from hugepool_server.reclaim import SegmentDirectories
+from hugepool_server.remains import Reclaimed
 from support.host import require
 
 DEAD = paths.segment_directory_name(os.geteuid(), "0123456789abcdef")
@@ -173,7 +174,7 @@ def test_a_directory_swept_between_mkdir_and_lock_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sweeper of another coordinator comes at each point of the race in turn."""
-    real_mkdir, real_locked = os.mkdir, reclaim._locked
+    real_mkdir, real_locked = os.mkdir, remains.try_lock
     seen: list[str] = []
 
     def mkdir(path: str, mode: int = 0o777) -> None:
@@ -195,7 +196,7 @@ def test_a_directory_swept_between_mkdir_and_lock_is_made_anew(
         return real_locked(fd)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    monkeypatch.setattr(reclaim, "_locked", locked)
+    monkeypatch.setattr(reclaim, "try_lock", locked)
     before = len(os.listdir("/proc/self/fd"))
     with SegmentDirectories() as directories:
         _, path = directories.on(str(tmp_path))
