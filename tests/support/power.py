@@ -205,7 +205,7 @@ def disks_after(
     seen = set()
     for ways in chosen:
         disk = _kept(root, {id(place[0]): {} for place in places} | _by_owner(places, ways))
-        key = repr(disk)
+        key = _key(disk)
         if key not in seen:
             seen.add(key)
             yield disk
@@ -326,6 +326,15 @@ def _kept(node: Any, ways: dict[int, dict[int, int]] | None) -> Any:
         elif way == 0:
             changes.append(change)
     return {name: _kept(below, ways) for name, below in _changed(node.synced, changes).items()}
+
+
+def _key(disk: Disk) -> int:
+    return hash(
+        tuple(
+            (name, _key(content) if isinstance(content, dict) else content)
+            for name, content in sorted(disk.items())
+        )
+    )
 
 
 def _written(content: bytes, writes: Sequence[tuple[int, bytes]]) -> bytes:

@@ -20,6 +20,7 @@ import pytest
 
 import hugepool
 from hugepool.snapshot_directory import FORMAT, Index, SnapshotDirectory, write_whole
+from hugepool_common import checksum
 from hugepool_common.checksum import checksum_of_buffers
 from hugepool_common.spec import ArraySpec
 from support.extras import sparse
@@ -109,6 +110,7 @@ def test_what_cannot_be_saved_is_told(pool: hugepool.Pool, tmp_path: Path) -> No
     x = pool.put("x", np.arange(100.0))
     pool.create("open", 10)
     plan = pool.plan_gather(np.arange(5), x, name="plan", form="direct", workers=1)
+    readers = {info.spec.name: info.readers for info in pool.list()}
     report = pool.snapshot(tmp_path)
     assert [one.name for one in report.objects] == ["x"]
     assert report.skipped["open"] == "it is not sealed"
@@ -119,8 +121,7 @@ def test_what_cannot_be_saved_is_told(pool: hugepool.Pool, tmp_path: Path) -> No
     with pytest.raises(hugepool.ArrayNotFoundError):
         pool.snapshot(tmp_path, ["nothing"])
     assert read_held(tmp_path) == {"x": np.arange(100.0).tobytes()}
-    readers = {info.spec.name: info.readers for info in pool.list()}
-    assert readers["x"] == 1 and readers["open"] == 1, "leases were not given back"
+    assert {info.spec.name: info.readers for info in pool.list()} == readers
 
 
 def test_some_of_it(pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path) -> None:
@@ -242,8 +243,8 @@ def test_a_matrix_that_is_none_does_not_come_from_a_disk(
     parts = [np.array([0, 1, 2], "<i4"), np.array([0, 1 << 30], "<i4"), np.ones(2)]
     content = b"".join(part.tobytes() for part in parts)
     one = saved("A", content, 0)
-    checksum = checksum_of_buffers([memoryview(part.tobytes()) for part in parts])
-    one = msgspec.structs.replace(one, spec=spec, checksum=checksum)
+    told = checksum_of_buffers([memoryview(part.tobytes()) for part in parts])
+    one = msgspec.structs.replace(one, spec=spec, checksum=told)
     with SnapshotDirectory(str(tmp_path), writing=True) as disk, disk.writing(100) as writer:
         with writer.data("0000.data") as fd:
             write_whole(fd, memoryview(content), 0)
@@ -272,12 +273,13 @@ def test_nothing_stays_open(pool: hugepool.Pool, tmp_path: Path) -> None:
 
 
 def test_a_power_failure_at_any_write_leaves_the_old_or_the_new(
-    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path
+    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real run, recorded; every disk that may be left of it, read; some of them restored."""
+    monkeypatch.setattr(checksum, "SLICE_BYTES", 32 << 10)
     root = tmp_path / "disk"
-    old = {"x": np.full(100, 1.0).tobytes(), "y": np.full(700_000, 2.0).tobytes()}
-    new = {"x": np.full(200, 3.0).tobytes(), "y": np.full(700_000, 4.0).tobytes()}
+    old = {"x": np.full(100, 1.0).tobytes(), "y": np.full(30_000, 2.0).tobytes()}
+    new = {"x": np.full(200, 3.0).tobytes(), "y": np.full(30_000, 4.0).tobytes()}
     for name, content in old.items():
         pool.publish(name, np.frombuffer(content))
     pool.snapshot(root)

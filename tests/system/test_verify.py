@@ -83,12 +83,12 @@ def test_a_file_cut_short_or_gone_is_an_error_and_no_signal(pool: hugepool.Pool)
 
 
 def test_what_has_no_checksum(pool: hugepool.Pool) -> None:
-    pool.create("x", 5)
+    x = pool.create("x", 5)
     with pytest.raises(hugepool.InvalidSpecError, match="not sealed"):
         pool.verify("x")
     with pytest.raises(hugepool.ArrayNotFoundError):
         pool.verify("y")
-    assert pool.describe("x").array.readers == 1
+    assert pool.describe(x.name).array.readers == 1
 
 
 def test_the_command(pool: hugepool.Pool) -> None:
