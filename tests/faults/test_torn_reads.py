@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 import pytest
 
 import hugepool
@@ -32,6 +33,23 @@ while True:
         print(generation, flush=True)
 """
 
+IN_PLACE = """
+import hugepool, numpy as np
+pool = hugepool.connect()
+hot = pool.create("open", 100_000)
+print("ready", flush=True)
+value = 0
+while True:
+    value += 1
+    hot.array[:] = value
+"""
+
+IN_PLACE_READER = """
+import hugepool
+array = hugepool.connect().attach("open").array
+print(sum((array != array[0]).any() for _ in range(3000)))
+"""
+
 READER = """
 import hugepool, sys
 pool = hugepool.connect()
@@ -50,13 +68,21 @@ print(torn, backwards, len(seen), newest)
 """
 
 
+def test_what_is_written_in_place_is_torn(service: Service) -> None:
+    """The reads of this file see what generations keep from happening."""
+    service.start()
+    writer = service.spawn(sys.executable, "-c", IN_PLACE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    done = service.run(IN_PLACE_READER)
+    assert int(done.stdout) > 0, done.stderr
+
+
 @pytest.mark.timeout(60 + READS // 100)
 @pytest.mark.parametrize("elements", [512, 100_000])
 def test_no_read_is_torn(service: Service, elements: int) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
-        import numpy as np
-
         pool.publish("hot", np.full(elements, 1.0)).detach()
         publisher = service.spawn(sys.executable, "-c", PUBLISHER, str(elements))
         each = READS // READERS // 2

@@ -16,6 +16,7 @@ from hugepool_common.checksum import checksum_of_buffers
 from hugepool_common.spec import ArraySpec
 from support.extras import sparse
 from support.host import settles
+from support.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,27 @@ def test_a_matrix_that_is_none_is_not_sealed_and_stays_ours(
     assert not A.sealed and A.writable
     getattr(A, role)[position] = good
     assert A.seal().checksum
+
+
+# Over a restart -----------------------------------------------------------------
+
+
+def test_generations_and_checksums_outlive_the_coordinator(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        old = pool.publish("x", np.arange(4.0))
+        new = pool.publish("x", np.arange(5.0))
+        gone = pool.put("gone", np.arange(6.0), backing="shm-4k")
+        service.kill()
+        os.unlink(gone.info.segment.path)
+        service.start()
+        found = pool.attach("x")
+        assert (found.generation, found.checksum) == (2, new.checksum)
+        assert pool.verify("x").checksum == new.checksum
+        assert gone.lost and not (new.lost or old.lost)
+        assert old.array.tolist() == [0, 1, 2, 3] and gone.array.tolist() == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(hugepool.ArrayLostError):
+            pool.verify("gone")
+        assert pool.publish("x", np.arange(6.0)).generation == 3
+        assert pool.publish("gone", np.arange(7.0)).array[6] == 6
+        assert names(pool) == ["gone", "x"]
