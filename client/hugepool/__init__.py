@@ -7,48 +7,54 @@
 ...     print(x.seal().pages.backing)
 """
 
-from hugepool.array import SharedArray
-from hugepool.connection import connect
-from hugepool.leased_file import VerifyReport
-from hugepool.matrix import SharedMatrix
-from hugepool.plan import SharedPlan
-from hugepool.plan_record import PlanReport
-from hugepool.pool import Pool
-from hugepool.snapshot import SnapshotReport
-from hugepool.snapshot_directory import SavedObject
-from hugepool.timings import JobTimings
-from hugepool_common._version import __version__
-from hugepool_common.errors import (
-    ArrayBusyError,
-    ArrayExistsError,
-    ArrayLostError,
-    ArrayNotFoundError,
-    ArraySealedError,
-    CancelledError,
-    ChecksumError,
-    CoordinatorRunningError,
-    CoordinatorUnreachableError,
-    DetachedError,
-    HugepoolError,
-    IndexOutOfRangeError,
-    InvalidMatrixError,
-    InvalidSpecError,
-    JobFailedError,
-    JobInterruptedError,
-    MissingExtraError,
-    NotEnoughMemoryError,
-    NotEnoughPagesError,
-    NotPermittedError,
-    NoWorkersError,
-    ProtocolError,
-    QuotaExceededError,
-    RequestTimeoutError,
-    SegmentChangedError,
-    SnapshotError,
-    UnsupportedPlatformError,
-)
-from hugepool_common.messages import ArrayInfo, Timing
-from hugepool_common.spec import ArraySpec, Fall, PageReport
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hugepool.array import SharedArray
+    from hugepool.connection import connect
+    from hugepool.leased_file import VerifyReport
+    from hugepool.matrix import SharedMatrix
+    from hugepool.plan import SharedPlan
+    from hugepool.plan_record import PlanReport
+    from hugepool.pool import Pool
+    from hugepool.snapshot import SnapshotReport
+    from hugepool.snapshot_directory import SavedObject
+    from hugepool.timings import JobTimings
+    from hugepool_common._version import __version__
+    from hugepool_common.errors import (
+        ArrayBusyError,
+        ArrayExistsError,
+        ArrayLostError,
+        ArrayNotFoundError,
+        ArraySealedError,
+        CancelledError,
+        ChecksumError,
+        CoordinatorRunningError,
+        CoordinatorUnreachableError,
+        DetachedError,
+        HugepoolError,
+        IndexOutOfRangeError,
+        InvalidMatrixError,
+        InvalidSpecError,
+        JobFailedError,
+        JobInterruptedError,
+        MissingExtraError,
+        NotEnoughMemoryError,
+        NotEnoughPagesError,
+        NotPermittedError,
+        NoWorkersError,
+        ProtocolError,
+        QuotaExceededError,
+        RequestTimeoutError,
+        SegmentChangedError,
+        SnapshotError,
+        UnsupportedPlatformError,
+    )
+    from hugepool_common.messages import ArrayInfo, Timing
+    from hugepool_common.spec import ArraySpec, Fall, PageReport
 
 __all__ = [
     "ArrayBusyError",
@@ -95,3 +101,36 @@ __all__ = [
     "__version__",
     "connect",
 ]
+
+_HOMES = {
+    "hugepool.array": "SharedArray",
+    "hugepool.connection": "connect",
+    "hugepool.leased_file": "VerifyReport",
+    "hugepool.matrix": "SharedMatrix",
+    "hugepool.plan": "SharedPlan",
+    "hugepool.plan_record": "PlanReport",
+    "hugepool.pool": "Pool",
+    "hugepool.snapshot": "SnapshotReport",
+    "hugepool.snapshot_directory": "SavedObject",
+    "hugepool.timings": "JobTimings",
+    "hugepool_common._version": "__version__",
+    "hugepool_common.errors": " ".join(name for name in __all__ if name.endswith("Error")),
+    "hugepool_common.messages": "ArrayInfo Timing",
+    "hugepool_common.spec": "ArraySpec Fall PageReport",
+}
+"""Where each name is defined. It is imported on first use, for ``hugepool ls`` needs no NumPy."""
+
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on its first use; from then on it is here."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -49,6 +49,7 @@ from hugepool_common.messages import (
     SubmitJob,
     Welcome,
 )
+from hugepool_common.settings import read_settings
 from hugepool_common.spec import Segment
 
 CANCEL_TIMEOUT_S = 10.0
@@ -88,7 +89,7 @@ class Channel:
         self.reunions = 0
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
-        self._patience_s = reunion.reconnect_patience_s()
+        self._patience_s = read_settings().reconnect_s
         self._absence: reunion.Absence | None = None
         self._ledger = Ledger()
         self._closed = False

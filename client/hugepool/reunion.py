@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 
 from msgspec.structs import replace
 
-from hugepool_common.errors import (
-    ErrorCode,
-    InvalidSpecError,
-    JobInterruptedError,
-)
+from hugepool_common.errors import ErrorCode, JobInterruptedError
 from hugepool_common.messages import (
     Cancel,
     Cancelled,
@@ -30,32 +24,6 @@ from hugepool_common.messages import (
     ShuttingDown,
     SubmitJob,
 )
-
-RECONNECT_VARIABLE = "HUGEPOOL_RECONNECT_S"
-RECONNECT_S = 10.0
-"""How long a coordinator that ended without a word may take to be started again."""
-
-
-def reconnect_patience_s() -> float:
-    """Seconds to wait for a restarted coordinator: ``$HUGEPOOL_RECONNECT_S``, else 10.
-
-    Raises
-    ------
-    InvalidSpecError
-        The variable is no such number.
-    """
-    text = os.environ.get(RECONNECT_VARIABLE, "")
-    if not text:
-        return RECONNECT_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InvalidSpecError(
-            f"{RECONNECT_VARIABLE} is no number of seconds", needed="0 or more", had=text[:80]
-        )
-    return seconds
 
 
 class Absence:

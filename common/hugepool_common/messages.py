@@ -31,6 +31,9 @@ MAX_PARTS = 128
 PAGE_OF_LIST = 32
 """Arrays in one Listed reply; the rest is asked for with ``after``."""
 
+PAGE_OF_HOLDERS = 128
+"""Holders in one Described reply; the rest is asked for with ``after``."""
+
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
@@ -111,6 +114,19 @@ class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the payload, as :mod:`hugepool_common.checksum` writes it; empty until sealed."""
     lost: bool = False
     """Its memory is gone: the name stands only until it is destroyed."""
+
+
+class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lease on an object, and the process that has it."""
+
+    lease: int
+    pid: int
+    uid: int
+    client: str
+    """What the process calls itself, perhaps cut short."""
+    readonly: bool
+    rows: tuple[int, int] | None = None
+    """What it declared its own."""
 
 
 class Operand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,6 +244,8 @@ class Describe(Message, frozen=True, tag=9):
     """Everything known of one array."""
 
     name: str
+    after: int | None = None
+    """Tell a page of its holders: those of leases above this number. None wants none."""
 
 
 class Stats(Message, frozen=True, tag=10):
@@ -420,6 +438,10 @@ class Described(Message, frozen=True, tag=109):
 
     array: ArrayInfo
     reader_pids: tuple[int, ...]
+    holders: tuple[Holder, ...] = ()
+    """In order of their leases, if they were asked for."""
+    more: bool = False
+    """Whether holders follow the last one here."""
 
 
 class Counted(Message, frozen=True, tag=110):

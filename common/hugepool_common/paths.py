@@ -48,9 +48,9 @@ _UNFINISHED = ".tmp-"
 _OWNER_MARK = "owner:"
 
 
-def runtime_directory() -> str:
-    """The runtime directory of this user's coordinator."""
-    chosen = os.environ.get(RUNTIME_VARIABLE)
+def runtime_directory(chosen: str = "") -> str:
+    """The runtime directory of this user's coordinator; one that was chosen goes first."""
+    chosen = chosen or os.environ.get(RUNTIME_VARIABLE, "")
     if chosen:
         return os.path.abspath(chosen)
     if os.geteuid() == 0:
@@ -100,11 +100,17 @@ def service_address() -> str:
     return address_of(_SERVICE_DIRECTORY)
 
 
-def default_addresses() -> list[str]:
-    """Where a local coordinator may listen: this user's directory, then the service's."""
-    found = [address_of(runtime_directory())]
+def default_addresses(chosen: str = "") -> list[str]:
+    """Where a local coordinator may listen: this user's directory, then the service's.
+
+    Parameters
+    ----------
+    chosen
+        The runtime directory that was chosen, if one was: the only place then.
+    """
+    found = [address_of(runtime_directory(chosen))]
     service = service_address()
-    if service not in found and RUNTIME_VARIABLE not in os.environ:
+    if service not in found and not chosen and RUNTIME_VARIABLE not in os.environ:
         found.append(service)
     return found
 

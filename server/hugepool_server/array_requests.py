@@ -14,6 +14,7 @@ from hugepool_common.errors import (
     SegmentChangedError,
 )
 from hugepool_common.messages import (
+    PAGE_OF_HOLDERS,
     PAGE_OF_LIST,
     ArrayCreated,
     ArrayInfo,
@@ -28,6 +29,7 @@ from hugepool_common.messages import (
     Detach,
     Detached,
     DropSegment,
+    Holder,
     List,
     Listed,
     Message,
@@ -274,8 +276,19 @@ class ArrayRequests:
     def describe(self, asker: Asker, request: Describe, now_ns: int) -> Message:
         """One array in full, and who keeps it."""
         found = self._state.registry.find(request.name, lost=True)
-        pids = {lease.session.identity.pid for lease in self._state.leases.on(found.segment_id)}
-        return Described(self._info(found), tuple(sorted(pids)))
+        leases = self._state.leases.on(found.segment_id)
+        pids = {lease.session.identity.pid for lease in leases}
+        holders: list[Holder] = []
+        if request.after is not None:
+            following = [lease for lease in leases if lease.number > request.after]
+            following.sort(key=lambda lease: lease.number)
+            holders = [lease.told for lease in following[: PAGE_OF_HOLDERS + 1]]
+        return Described(
+            self._info(found),
+            tuple(sorted(pids)),
+            tuple(holders[:PAGE_OF_HOLDERS]),
+            len(holders) > PAGE_OF_HOLDERS,
+        )
 
     def _info(self, found: NamedObject, *, reasons: bool = True) -> ArrayInfo:
         return found.info(len(self._state.leases.on(found.segment_id)), reasons=reasons)

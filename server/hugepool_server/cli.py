@@ -7,10 +7,13 @@ import os
 import sys
 
 import click
+import msgspec
 
 from hugepool_common._version import __version__
 from hugepool_common.errors import CoordinatorRunningError, HugepoolError, InvalidSpecError
+from hugepool_common.pages import MOUNT_VARIABLE
 from hugepool_common.paths import PROGRAM_VARIABLE
+from hugepool_common.settings import CONFIG_VARIABLE, Settings, read_settings
 from hugepool_server.config import Config
 
 EXIT_RUNNING = 5
@@ -28,35 +31,37 @@ EXIT_RUNNING = 5
     "--group", metavar="NAME", help="Let this group connect, attach and fill unsealed arrays."
 )
 @click.option(
-    "--keep",
-    is_flag=True,
+    "--keep/--no-keep",
+    default=None,
     help="When told to stop, leave arrays and sessions to the next coordinator on this directory.",
 )
 @click.option("--quota", metavar="SIZE", help="Most bytes of all arrays, such as 100G.")
 @click.option("--quota-per-user", metavar="SIZE", help="Most bytes of one user's arrays.")
 @click.option(
     "--checksums/--no-checksums",
-    default=True,
+    default=None,
     help="Whether sealing computes a checksum of the bytes. Default: it does.",
 )
+@click.option("--mount", metavar="DIR", help="Where to put arrays, on hugetlbfs or tmpfs.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    envvar="HUGEPOOL_LOG",
+    help="Default: info.",
 )
+@click.option("--config", metavar="FILE", help="Settings, in place of the usual files.")
 @click.option("--parent", type=int, hidden=True, help="End with this process.")
 @click.option("--ready-fd", type=int, hidden=True, help="Write the address here once bound.")
 @click.version_option(__version__, prog_name="hugepoold")
 def hugepoold(
     runtime_dir: str | None,
     group: str | None,
-    keep: bool,
+    keep: bool | None,
     quota: str | None,
     quota_per_user: str | None,
-    checksums: bool,
-    log_level: str,
+    checksums: bool | None,
+    mount: str | None,
+    log_level: str | None,
+    config: str | None,
     parent: int | None,
     ready_fd: int | None,
 ) -> None:
@@ -66,25 +71,40 @@ def hugepoold(
     ends other than in order, and with --keep in order too, the next coordinator on
     the same directory has the arrays again, and clients reconnect by themselves.
 
+    What no option says is taken from HUGEPOOL_ variables and hugepool.toml: see
+    hugepool config.
+
     \b
     Example:
       hugepoold --runtime-dir /run/user/1000/hugepool
     """
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = config
+    service = {
+        "runtime_dir": runtime_dir,
+        "group": group,
+        "keep": keep,
+        "quota": quota,
+        "quota_per_user": quota_per_user,
+    }
+    settings = read_settings(checksums=checksums, mount=mount, log_level=log_level, **service)
+    if parent is not None:  # what is set for the service is not meant for a private one
+        settings = msgspec.structs.replace(
+            Settings(**{name: value for name, value in service.items() if value is not None}),
+            checksums=settings.checksums,
+            mount=settings.mount,
+            log_level=settings.log_level,
+        )
     logging.basicConfig(
-        stream=sys.stderr, level=log_level.upper(), format="hugepoold: %(levelname)s: %(message)s"
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="hugepoold: %(levelname)s: %(message)s",
     )
+    if settings.mount:
+        os.environ[MOUNT_VARIABLE] = settings.mount
     from hugepool_server.daemon import Daemon
 
-    config = Config.checked(
-        directory=runtime_dir,
-        group=group,
-        parent_pid=parent,
-        keep=keep,
-        quota=quota,
-        quota_per_user=quota_per_user,
-        checksums=checksums,
-    )
-    daemon = Daemon(config)
+    daemon = Daemon(Config.checked(settings, parent_pid=parent))
     with daemon:
         if ready_fd is not None:
             os.write(ready_fd, daemon.address.encode() + b"\n")

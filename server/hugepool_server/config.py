@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.paths import runtime_directory
+from hugepool_common.settings import Settings
 from hugepool_common.units import parse_bytes
 
 
@@ -41,44 +42,34 @@ class Config:
     checksums: bool = True
 
     @classmethod
-    def checked(
-        cls,
-        *,
-        directory: str | None,
-        group: str | None,
-        parent_pid: int | None = None,
-        keep: bool = False,
-        quota: str | None = None,
-        quota_per_user: str | None = None,
-        checksums: bool = True,
-    ) -> Config:
-        """Build from command-line text.
+    def checked(cls, settings: Settings, *, parent_pid: int | None = None) -> Config:
+        """Build from what is set.
 
         Raises
         ------
         InvalidSpecError
-            The group does not exist, a quota is no number of bytes or none at all, or
-            an embedded coordinator was asked to keep what ends with it.
+            The group does not exist, or an embedded coordinator was asked to keep what
+            ends with it.
         """
-        if keep and parent_pid is not None:
+        if settings.keep and parent_pid is not None:
             raise InvalidSpecError("a coordinator that ends with its parent keeps nothing")
+        group = settings.group
         gid = None
-        if group is not None:
+        if group:
             try:
                 gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
             except KeyError:
                 raise InvalidSpecError(
-                    f"no group is called {group!r}",
-                    remedy=f"groupadd --system {group}" if group else "name a group",
+                    f"no group is called {group!r}", remedy=f"groupadd --system {group}"
                 ) from None
         return cls(
-            runtime_directory=os.path.abspath(directory or runtime_directory()),
+            runtime_directory=os.path.abspath(runtime_directory(settings.runtime_dir)),
             group=gid,
             parent_pid=parent_pid,
-            keep=keep,
-            quota_bytes=_quota(quota),
-            quota_bytes_per_user=_quota(quota_per_user),
-            checksums=checksums,
+            keep=settings.keep,
+            quota_bytes=parse_bytes(settings.quota or "0"),
+            quota_bytes_per_user=parse_bytes(settings.quota_per_user or "0"),
+            checksums=settings.checksums,
         )
 
     @property
@@ -109,12 +100,3 @@ class Config:
     def sealed_mode(self) -> int:
         """Mode of a segment's file once it is sealed."""
         return 0o400 if self.group is None else 0o440
-
-
-def _quota(text: str | None) -> int:
-    if text is None:
-        return 0
-    nbytes = parse_bytes(text)
-    if nbytes == 0:
-        raise InvalidSpecError("a quota of nothing", remedy="leave it out for no quota")
-    return nbytes

@@ -26,10 +26,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from hugepool_common.errors import ArrayBusyError, NotEnoughMemoryError, NotPermittedError
-from hugepool_common.messages import Bind, Hello
+from hugepool_common.messages import Bind, Hello, Holder
 from hugepool_server.records import Identity, SessionRecord
 
 _TEXT_LIMIT = 200
+_NAME_LIMIT = 40
+"""Of a client's name that others are told: a page of them must fit one frame."""
 
 Rows = tuple[int, int]
 
@@ -123,6 +125,13 @@ class Lease:
     readonly: bool
     rows: Rows | None = None
     """What its writer declared its own; no other session may declare any of them."""
+
+    @property
+    def told(self) -> Holder:
+        """As others are told of it."""
+        who = self.session.identity
+        client = self.session.client[:_NAME_LIMIT]
+        return Holder(self.number, who.pid, who.uid, client, self.readonly, self.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,9 @@ class Registry:
         found = self._by_segment.get(segment_id) or self._objects.get(name)
         if found is None:
             raise ArrayNotFoundError(
-                "no array has this name", where=name[:200], remedy="see pool.list()"
+                "no array has this name",
+                where=name[:200],
+                remedy="see the names with: hugepool ls",
             )
         if found.state is ArrayState.MAKING:
             raise ArrayBusyError(

@@ -462,7 +462,7 @@ def test_a_default_socket_of_another_user_is_not_trusted(tmp_path: Path) -> None
             [
                 *("setpriv", "--reuid=64002", "--regid=64003", "--clear-groups"),
                 *(sys.executable, "-c"),
-                "from hugepool.connection import local_address\n"
+                "from hugepool.address import local_address\n"
                 "try: print(local_address(None))\n"
                 "except ConnectionError as error: print(error)\n",
             ],

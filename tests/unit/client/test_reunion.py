@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from hugepool import reunion
-from hugepool_common.errors import ArrayBusyError, ArrayNotFoundError, InvalidSpecError
+from hugepool_common.errors import ArrayBusyError, ArrayNotFoundError
 from hugepool_common.messages import (
     Attach,
     Destroy,
@@ -24,21 +22,6 @@ from hugepool_common.messages import (
 
 NOT_FOUND = Failed.from_error(ArrayNotFoundError("no such array"))
 BUSY = Failed.from_error(ArrayBusyError("in use"))
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("", 10.0), ("0", 0.0), ("2.5", 2.5)])
-def test_the_patience_is_the_user_s(
-    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
-) -> None:
-    monkeypatch.setenv(reunion.RECONNECT_VARIABLE, text)
-    assert reunion.reconnect_patience_s() == seconds
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
-def test_what_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv(reunion.RECONNECT_VARIABLE, text)
-    with pytest.raises(InvalidSpecError, match=reunion.RECONNECT_VARIABLE):
-        reunion.reconnect_patience_s()
 
 
 def test_a_coordinator_that_ended_in_order_is_not_waited_for() -> None:

@@ -1,0 +1,47 @@
+"""Where a running coordinator is found, without one being started."""
+
+from __future__ import annotations
+
+import os
+
+from hugepool.listener import START_REMEDY, probe
+from hugepool_common.errors import CoordinatorUnreachableError
+from hugepool_common.paths import default_addresses, service_address
+from hugepool_common.settings import Settings, read_settings
+
+
+def local_address(address: str | None) -> str:
+    """Address of a running coordinator: the given one, the one that is set, or a local service.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        There is none.
+    """
+    settings = read_settings()
+    found = address or settings.address or local_service(settings)
+    if found is None:
+        raise CoordinatorUnreachableError(
+            "no coordinator runs here",
+            where=" or ".join(default_addresses(settings.runtime_dir)),
+            remedy=START_REMEDY,
+        )
+    probe(found)
+    return found
+
+
+def local_service(settings: Settings) -> str | None:
+    """Address of a local coordinator that accepts connections of this user.
+
+    A directory below ``/tmp`` may have been made by anybody: only a coordinator of
+    this user or of root is taken there. ``/run`` is root's, and what listens in its
+    ``hugepool`` was put there by root.
+    """
+    for address in default_addresses(settings.runtime_dir):
+        try:
+            listener = probe(address)
+        except CoordinatorUnreachableError:
+            continue
+        if listener.uid in (os.geteuid(), 0) or address == service_address():
+            return address
+    return None
