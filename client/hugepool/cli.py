@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
-import subprocess
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     HugepoolError,
     InvalidSpecError,
-    JobFailedError,
     NotEnoughPagesError,
 )
-from hugepool_common.paths import PROGRAM_VARIABLE
+from hugepool_common.settings import CONFIG_VARIABLE
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -26,121 +24,89 @@ EXIT_NO_COORDINATOR = 3
 EXIT_NOT_ENOUGH_PAGES = 4
 EXIT_INTERRUPTED = 130
 
-_ELSEWHERE = {
-    "bench": "hugepool.bench.command:bench_command",
-    "doctor": "hugepool.doctor:doctor_command",
-    "publish": "hugepool.data_commands:publish_command",
-    "restore": "hugepool.data_commands:restore_command",
-    "snapshot": "hugepool.data_commands:snapshot_command",
-    "verify": "hugepool.data_commands:verify_command",
+_COMMANDS = {
+    "bench": (
+        "hugepool.bench.command",
+        "Measure gathers and sparse products on every page kind.",
+    ),
+    "completion": (
+        "completion",
+        "Print the script that completes commands and live array names.",
+    ),
+    "config": ("configuration", "Show every setting, its value, and where that comes from."),
+    "create": ("filling", "Make an array of one value, sealed."),
+    "doctor": (
+        "hugepool.doctor",
+        "Show what huge pages there can be, and how to get the rest.",
+    ),
+    "get": ("fetching", "Write an array or matrix to a file."),
+    "ls": ("listing", "List arrays, matrices and plans."),
+    "plan": ("sizing", "Show how many pages so many bytes take, and how to get them."),
+    "publish": ("keeping", "Read a file and let a name stand for it, in one step."),
+    "put": ("filling", "Read a file into a sealed array or matrix."),
+    "readers": ("listing", "Show which processes have an array."),
+    "restore": ("keeping", "Make the arrays and matrices of a snapshot."),
+    "rm": ("naming", "Remove names."),
+    "seal": ("naming", "Make arrays immutable that another process has filled."),
+    "serve": ("running", "Run the coordinator: see serve --help."),
+    "setup": ("setup", "Show or run the commands that give this host huge pages, and undo them."),
+    "snapshot": ("keeping", "Save sealed arrays and matrices to a disk."),
+    "stat": ("listing", "Show everything known of one array, matrix or plan."),
+    "status": ("status", "Show the coordinator: what it holds, who works, what it has done."),
+    "verify": ("keeping", "Compare sealed objects with the checksums they were sealed with."),
+    "warm": ("warming", "Bring in every page of arrays, and show how many bytes are huge."),
+    "worker": ("running", "Run worker processes."),
 }
-"""Commands whose modules are too heavy to import for ``hugepool --help`` alone."""
+"""Every command's module, imported only when it is called, and what the list says of it.
 
-_SUMMARIES = {
-    "bench": "Measure gathers and sparse products on every page kind of this host.",
-    "doctor": "Show what huge pages this host can give, and how to get the rest.",
-    "publish": "Read a file and let a name stand for it, in one step.",
-    "restore": "Make the arrays and matrices of a snapshot.",
-    "snapshot": "Save sealed arrays and matrices to a disk.",
-    "verify": "Compare sealed objects with the checksums they were sealed with.",
-}
+A module without a dot is one of :mod:`hugepool.commands`.
+"""
 
 
 class LazyGroup(click.Group):
-    """A group whose heavier commands are imported when they are called."""
+    """A group whose commands are imported when they are called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Names of all commands, in order."""
-        return sorted([*super().list_commands(context), *_ELSEWHERE])
+        return sorted(_COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command of this name, imported now if it lives elsewhere."""
-        if name not in _ELSEWHERE:
-            return super().get_command(context, name)
-        module, _, attribute = _ELSEWHERE[name].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        """The command of this name, imported now."""
+        if name not in _COMMANDS:
+            return None
+        module = _COMMANDS[name][0]
+        if "." not in module:
+            module = f"hugepool.commands.{module}"
+        command = getattr(importlib.import_module(module), f"{name}_command")
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
-        rows = []
-        for name in self.list_commands(context):
-            command = self.commands.get(name)
-            rows.append((name, command.get_short_help_str() if command else _SUMMARIES[name]))
         with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete commands, again without importing them."""
+        names = [name for name in _COMMANDS if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=_COMMANDS[name][1]) for name in names]
+        return found + click.Command.shell_complete(self, context, incomplete)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hugepool")
-def hugepool() -> None:
+@click.option("--config", metavar="FILE", help="Read settings from here: see hugepool config.")
+def hugepool(config: str | None) -> None:
     """Shared NumPy arrays and sparse matrices on verified huge pages (Linux).
+
+    Data goes to stdout, aligned on a terminal and tab-separated elsewhere; messages go
+    to stderr. Sizes are written 400MB, 2M or 1GiB. Names complete: hugepool completion.
 
     Exit status: 0 done, 1 failed, 2 wrong usage, 3 no coordinator, 4 not enough
     huge pages, 5 another coordinator runs, 130 interrupted.
     """
-
-
-@hugepool.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def serve(options: tuple[str, ...]) -> None:
-    """Run the coordinator: see serve --help."""
-    os.environ[PROGRAM_VARIABLE] = "hugepool serve"
-    from hugepool.children import RUN_MODULE
-
-    os.execv(sys.executable, [sys.executable, *RUN_MODULE, "hugepool_server", *options])
-
-
-@hugepool.command()
-@click.option(
-    "-n", "--count", default=1, show_default=True, type=click.IntRange(1, 1024), help="Processes."
-)
-@click.option("--cpus", metavar="LIST", help="Pin worker k to the k-th of these, as 0-3 or 0,2.")
-@click.option(
-    "--address",
-    metavar="ADDRESS",
-    help="Coordinator. Default: $HUGEPOOL_ADDRESS, else the local one.",
-)
-def worker(count: int, cpus: str | None, address: str | None) -> None:
-    """Run worker processes.
-
-    They end with the coordinator, or on Ctrl-C.
-
-    \b
-    Example:
-      hugepool worker -n 2 --cpus 0-1
-    """
-    from hugepool.children import start_worker, stop_processes
-    from hugepool.connection import local_address
-    from hugepool.worker import parse_cpus
-
-    pins = () if cpus is None else parse_cpus(cpus)
-    where = local_address(address)
-
-    def end(*_: object) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, end)
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for number in range(count):
-            pinned = (pins[number % len(pins)],) if pins else ()
-            processes.append(start_worker(where, cpus=pinned))
-        click.echo(f"{count} worker(s) for {where}", err=True)
-        statuses = [process.wait() for process in processes]
-    finally:
-        stop_processes(processes)
-    killed = [-status for status in statuses if status < 0]
-    if killed:
-        raise JobFailedError(
-            f"{len(killed)} of {count} workers were killed",
-            had=", ".join(signal.Signals(number).name for number in killed),
-        )
-    sys.exit(max(statuses))
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = config
 
 
 def main() -> None:
@@ -149,11 +115,20 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
-        hugepool.main(standalone_mode=False)
+        status = hugepool.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
+    except BrokenPipeError:
+        # Whoever read our output has enough, as `head` has; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        print(_usage(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -167,6 +142,17 @@ def main() -> None:
         _fail(error, EXIT_FAILURE)
 
 
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the use of a command, on one line."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "hugepool"
+    message = " ".join(error.format_message().split())
+    return f"{path}: {message.rstrip('.')}; see: {path} --help"
+
+
 def _fail(error: Exception, status: int) -> None:
-    print(f"hugepool: {error}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.strerror}: {error.filename}"
+    print(f"hugepool: {text}", file=sys.stderr)
     sys.exit(status)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +16,12 @@ import msgspec
 
 from hugepool.channel import Channel
 from hugepool.lease import Lease
-from hugepool_common.checksum import Look, checksum_of_file
+from hugepool_common.checksum import SLICE_BYTES, Look, checksum_of_file, read_whole
 from hugepool_common.errors import ChecksumError, InvalidSpecError
 from hugepool_common.mapping import CancelFlag, Progress
 from hugepool_common.messages import Attach, Attached
 from hugepool_common.segment_file import open_segment
-from hugepool_common.spec import check_name
+from hugepool_common.spec import Part, check_name
 
 
 class VerifyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,6 +125,20 @@ class LeasedFile:
                 where=info.segment.path,
                 remedy="destroy it, and make or restore it again",
             )
+
+    def slices(self, part: Part) -> Iterator[memoryview]:
+        """The bytes of a part in order, each slice good until the next one.
+
+        Raises
+        ------
+        SegmentChangedError
+            The file ends before the part does.
+        """
+        buffer = memoryview(bytearray(min(SLICE_BYTES, part.nbytes)))
+        for start in range(0, part.nbytes, SLICE_BYTES):
+            view = buffer[: min(SLICE_BYTES, part.nbytes - start)]
+            read_whole(self._fd, view, part.offset + start, self.info.segment.path)
+            yield view
 
     def close(self) -> None:
         """Give the file and the lease back."""

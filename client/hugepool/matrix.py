@@ -46,15 +46,30 @@ class SharedMatrix(SharedObject):
         MissingExtraError
             SciPy is not installed.
         """
-        sparse = import_sparse("as_scipy()")
-        # Set, not given to the constructor: that copies arrays which are small
-        # views of a large base (scipy.sparse prunes them), as all of ours are.
-        matrix = sparse.csr_array(self.shape, dtype=self.dtype)
-        matrix.data, matrix.indices, matrix.indptr = self.data, self.indices, self.indptr
-        return cast("scipy.sparse.csr_array[Any]", matrix)
+        return csr_array(self.shape, self.indptr, self.indices, self.data)
 
     def _shown(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]} {self.dtype} nnz={self.nnz}"
+
+
+def csr_array(
+    shape: tuple[int, ...],
+    indptr: np.ndarray[Any, Any],
+    indices: np.ndarray[Any, Any],
+    data: np.ndarray[Any, Any],
+) -> scipy.sparse.csr_array[Any]:
+    """A SciPy matrix over three arrays, without a copy.
+
+    Raises
+    ------
+    MissingExtraError
+        SciPy is not installed.
+    """
+    # Set, not given to the constructor: that copies arrays which are small
+    # views of a large base (scipy.sparse prunes them), as all of ours are.
+    matrix = import_sparse("as_scipy()").csr_array(shape, dtype=data.dtype)
+    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
+    return cast("scipy.sparse.csr_array[Any]", matrix)
 
 
 def import_sparse(what: str) -> Any:

@@ -101,7 +101,7 @@ def checksum_of_file(
             buffers.view = memoryview(bytearray(slice_bytes))
         for offset in range(start, stop, slice_bytes):
             view = buffers.view[: min(slice_bytes, stop - offset)]
-            _read_whole(fd, view, extents[number][0] + offset, where)
+            read_whole(fd, view, extents[number][0] + offset, where)
             yield offset, view
 
     return _checksum([nbytes for _, nbytes in extents], slices, look, progress, cancel)
@@ -197,7 +197,14 @@ def _for_all(
             raise
 
 
-def _read_whole(fd: int, view: memoryview, offset: int, where: str) -> None:
+def read_whole(fd: int, view: memoryview, offset: int, where: str) -> None:
+    """Fill a buffer from a file, however little a single call may give.
+
+    Raises
+    ------
+    SegmentChangedError
+        The file ends before.
+    """
     done = 0
     while done < len(view):
         count = os.preadv(fd, [view[done:]], offset + done)

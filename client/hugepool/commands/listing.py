@@ -147,11 +147,13 @@ def stat_command(name: str, address: str | None, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        print_fields([(key, _plain(value), _shown(key, facts)) for key, value in facts.items()])
+        print_fields([(key, _told(key, value), _shown(key, facts)) for key, value in facts.items()])
 
 
-def _plain(value: Any) -> Any:
-    """A value of ``stat`` as a word of a line."""
+def _told(key: str, value: Any) -> Any:
+    """A value of ``stat`` as a program reads it."""
+    if key == "shape":
+        return shape_text(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -165,8 +167,6 @@ def _shown(key: str, facts: dict[str, Any]) -> str:
     """The same for a reader."""
     value = facts[key]
     match key:
-        case "shape":
-            return shape_text(value)
         case "nbytes" | "length" | "present_bytes":
             return f"{sized(value)} ({value} bytes)"
         case "huge_bytes":
@@ -180,7 +180,7 @@ def _shown(key: str, facts: dict[str, Any]) -> str:
             return "; ".join(f"not {fall.rung}: {fall.reason}" for fall in value)
         case "members":
             return ", ".join(f"{one.role} {one.count} {one.dtype}" for one in value)
-    return str(_plain(value))
+    return str(_told(key, value))
 
 
 def elapsed(duration_ns: int) -> str:

@@ -3,51 +3,57 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
 import msgspec
 
-from hugepool.connection import connect, local_address
+from hugepool.commands.arguments import (
+    EXIT_FAILURE,
+    address_option,
+    json_option,
+    name_argument,
+    names_argument,
+)
+from hugepool.commands.filling import connected
+from hugepool.commands.tables import Column, count, print_json, print_table, shape_text, size
 from hugepool.pool import Pool
 from hugepool.snapshot import SnapshotReport
 from hugepool.store import temporary_name
 from hugepool_common.errors import HugepoolError
 from hugepool_common.units import format_bytes
 
-EXIT_FAILURE = 1
-
-_ADDRESS = click.option(
-    "--address",
-    metavar="ADDRESS",
-    help="Coordinator. Default: $HUGEPOOL_ADDRESS, else the local one.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.command("verify")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@_ADDRESS
-@_JSON
+@names_argument(required=False)
+@address_option
+@json_option
 def verify_command(names: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Compare sealed objects with the checksums they were sealed with.
 
     All of them, unless some are named. Exit status 1 if one differs, or cannot be read.
+
+    \b
+    Example:
+      hugepool verify x
     """
-    with _connected(address) as pool:
+    with connected(address) as pool:
         findings = [_verified(pool, name) for name in names or _sealed(pool)]
     if as_json:
-        _print_json(findings)
+        print_json(findings)
     else:
-        _print_table(
-            ("name", "generation", "size", "checksum", "GB/s", "result"),
+        columns = (
+            *(Column("name"), count("generation"), size("bytes"), Column("checksum")),
+            *(count("GB/s"), Column("result")),
+        )
+        print_table(
+            columns,
             [
                 (
                     finding["name"],
-                    str(finding["generation"]) if "generation" in finding else "",
-                    format_bytes(finding["nbytes"]) if "nbytes" in finding else "",
-                    finding.get("checksum", ""),
+                    finding.get("generation"),
+                    finding.get("nbytes"),
+                    finding.get("checksum"),
                     _rate(finding),
                     finding.get("error", "ok"),
                 )
@@ -75,9 +81,9 @@ def _rate(finding: dict[str, Any]) -> str:
 
 
 @click.command("publish")
-@click.argument("name")
+@name_argument
 @click.argument("file", type=click.Path())
-@_ADDRESS
+@address_option
 def publish_command(name: str, file: str, address: str | None) -> None:
     """Read a file (.npy, .mtx, .mtx.gz, .npz) and let NAME stand for it, in one step.
 
@@ -87,7 +93,7 @@ def publish_command(name: str, file: str, address: str | None) -> None:
     Example:
       hugepool publish weights weights-7.npy
     """
-    with _connected(address) as pool:
+    with connected(address) as pool:
         temporary = temporary_name(name)
         made = pool.load(temporary, file)
         try:
@@ -100,9 +106,9 @@ def publish_command(name: str, file: str, address: str | None) -> None:
 
 @click.command("snapshot")
 @click.argument("directory", metavar="DIR", type=click.Path())
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@_ADDRESS
-@_JSON
+@names_argument(required=False)
+@address_option
+@json_option
 def snapshot_command(
     directory: str, names: tuple[str, ...], address: str | None, as_json: bool
 ) -> None:
@@ -110,66 +116,65 @@ def snapshot_command(
 
     All of them, unless some are named. Whatever happens meanwhile, DIR holds the
     snapshot of before or the new one, whole.
+
+    \b
+    Example:
+      hugepool snapshot /var/backups/arrays
     """
-    with _connected(address) as pool:
+    with connected(address) as pool:
         _print_report(pool.snapshot(directory, names or None), "saved", as_json)
 
 
 @click.command("restore")
 @click.argument("directory", metavar="DIR", type=click.Path())
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@names_argument(required=False)
 @click.option("--replace", is_flag=True, help="Publish over names that are taken.")
-@_ADDRESS
-@_JSON
+@address_option
+@json_option
 def restore_command(
     directory: str, names: tuple[str, ...], replace: bool, address: str | None, as_json: bool
 ) -> None:
     """Make the arrays and matrices of the snapshot in DIR, with checksums verified.
 
     All of them, unless some are named; all or nothing.
+
+    \b
+    Example:
+      hugepool restore /var/backups/arrays --replace
     """
-    with _connected(address) as pool:
+    with connected(address) as pool:
         report = pool.restore(directory, names or None, replace=replace)
         _print_report(report, "restored", as_json)
 
 
-def _connected(address: str | None) -> Pool:
-    return connect(local_address(address))
-
-
 def _print_report(report: SnapshotReport, verb: str, as_json: bool) -> None:
     if as_json:
-        _print_json({**msgspec.to_builtins(report), "nbytes": report.nbytes})
+        print_json({**msgspec.to_builtins(report), "nbytes": report.nbytes})
         return
-    _print_table(
-        ("name", "shape", "dtype", "size", "checksum", "result"),
+    columns = (
+        *(Column("name"), Column("shape"), Column("dtype"), size("bytes"), Column("checksum")),
+        Column("result"),
+    )
+    print_table(
+        columns,
         [
             (
                 saved.name,
-                " x ".join(map(str, saved.spec.shape)) or "()",
+                shape_text(saved.spec.shape),
                 saved.spec.dtype,
-                format_bytes(saved.nbytes),
+                saved.nbytes,
                 saved.checksum,
                 verb,
             )
             for saved in report.objects
         ]
-        + [(name, "", "", "", "", f"skipped: {reason}") for name, reason in report.skipped.items()],
+        + [
+            (name, "", "", None, "", f"skipped: {reason}")
+            for name, reason in report.skipped.items()
+        ],
     )
     seconds = report.wall_ns / 1e9
     click.echo(
         f"{verb} {len(report.objects)} objects, {format_bytes(report.nbytes)}, in {seconds:.2f} s",
         err=True,
     )
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned text, names to the left."""
-    widths = [max(len(row[number]) for row in (columns, *rows)) for number in range(len(columns))]
-    for row in (columns, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-
-
-def _print_json(value: object) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

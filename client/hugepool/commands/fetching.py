@@ -1,0 +1,230 @@
+"""``hugepool get``: an object into a file, a slice at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import click
+import numpy as np
+
+from hugepool.channel import Channel
+from hugepool.commands.arguments import address_option, name_argument, opened
+from hugepool.commands.tables import sized, warn
+from hugepool.lease import Lease
+from hugepool.leased_file import LeasedFile
+from hugepool.matrix import csr_array, import_sparse
+from hugepool.progress import Waiting
+from hugepool_common.errors import InvalidSpecError
+from hugepool_common.mapping import Mapping
+from hugepool_common.messages import ArrayInfo, Attach, Attached
+from hugepool_common.spec import ArraySpec, Part, check_name
+
+_Writer = Callable[[Channel, str, BinaryIO], None]
+
+
+@click.command("get")
+@name_argument
+@click.argument("file", type=click.Path())
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@address_option
+def get_command(name: str, file: str, force: bool, address: str | None) -> None:
+    """Write an array to FILE (.npy), or a matrix (.npz as SciPy's, .mtx, .mtx.gz).
+
+    Nothing is copied in memory but a slice at a time; .mtx needs SciPy. FILE appears when
+    all of it is written, and a file that is there is kept unless --force is given. The
+    checksum of a sealed array is compared on the way to a .npy file.
+
+    \b
+    Examples:
+      hugepool get x x.npy
+      hugepool get A graph.npz --force
+    """
+    writer = _writer(file)
+    if not force and os.path.lexists(file):
+        raise _taken(file)
+    with opened(address) as channel:
+        with _finished(file, force) as output:
+            writer(channel, check_name(name), output)
+            output.flush()
+            nbytes = os.fstat(output.fileno()).st_size
+        warn(f"{name} to {file}, {sized(nbytes)}")
+
+
+def _writer(file: str) -> _Writer:
+    for ending, writer in _WRITERS.items():
+        if file.lower().endswith(ending):
+            return writer
+    raise InvalidSpecError(
+        f"the ending of {os.path.basename(file)!r} is not known", needed=", ".join(_WRITERS)
+    )
+
+
+@contextmanager
+def _finished(path: str, replace: bool) -> Iterator[BinaryIO]:
+    """A file that gets its name when the block ends well, and is removed else."""
+    directory, name = os.path.split(path)
+    # Of limited length, so that a long name that is allowed has a temporary one that is.
+    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+    output = open(temporary, "x+b")  # noqa: SIM115  closed below
+    try:
+        with output:
+            yield output
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        raise
+
+
+def _link(temporary: str, path: str) -> None:
+    """Give a file its name, unless another has taken it meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links, such as FAT.
+        if os.path.lexists(path):
+            raise _taken(path) from None
+        os.rename(temporary, path)
+        return
+    os.unlink(temporary)
+
+
+def _taken(path: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "File exists, and --force was not given", path)
+
+
+def _kind(spec: ArraySpec, wanted: str, endings: str) -> None:
+    if spec.kind != wanted:
+        words = {"array": "an array", "csr": "a matrix", "plan": "a plan"}
+        raise InvalidSpecError(
+            f"{spec.name!r} is {words[spec.kind]}, and {endings} holds {words[wanted]}",
+            remedy={
+                "array": "write it to a .npy file",
+                "csr": "write it to a .npz or .mtx file",
+                "plan": "plans are quicker to plan anew than to keep",
+            }[spec.kind],
+        )
+
+
+def _header(part: Part) -> bytes:
+    """What a .npy file has before the data."""
+    buffer = io.BytesIO()
+    described = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(part.dtype)),
+        "fortran_order": False,
+        "shape": part.shape,
+    }
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def _write_npy(channel: Channel, name: str, output: BinaryIO) -> None:
+    with LeasedFile(channel, name) as file:
+        spec = file.info.spec
+        _kind(spec, "array", ".npy")
+        (part,) = spec.parts
+        header = _header(part)
+        output.write(header)
+        output.flush()
+        fd = output.fileno()
+
+        def copy(_: int, offset: int, view: memoryview) -> None:
+            write_at(fd, view, len(header) + offset)
+
+        with Waiting(f"writing {name}") as waiting:
+            if file.info.sealed and file.info.checksum:
+                file.read(look=copy, progress=waiting.update)
+                return
+            _warn_open(file.info)
+            done = 0
+            for view in file.slices(part):
+                copy(0, done, view)
+                done += len(view)
+                waiting.update(done, part.nbytes)
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of a buffer, however little a single call may take."""
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _warn_open(info: ArrayInfo) -> None:
+    if not info.sealed:
+        warn(f"{info.spec.name} is not sealed: it may be written while it is read")
+
+
+def _write_npz(channel: Channel, name: str, output: BinaryIO) -> None:
+    """As ``scipy.sparse.save_npz(..., compressed=False)`` writes it."""
+    with LeasedFile(channel, name) as file:
+        spec = file.info.spec
+        _kind(spec, "csr", ".npz")
+        _warn_open(file.info)
+        small = {
+            "format": np.array(b"csr"),
+            "shape": np.array(spec.shape, np.int64),
+            "_is_array": np.array(True),
+        }
+        with zipfile.ZipFile(output, "w") as archive, Waiting(f"writing {name}") as waiting:
+            for role, value in small.items():
+                with archive.open(f"{role}.npy", "w") as member:
+                    np.lib.format.write_array(member, value, allow_pickle=False)
+            done, total = 0, sum(part.nbytes for part in spec.parts)
+            for part in spec.parts:
+                with archive.open(f"{part.role}.npy", "w", force_zip64=True) as member:
+                    member.write(_header(part))
+                    for view in file.slices(part):
+                        member.write(view)
+                        done += len(view)
+                        waiting.update(done, total)
+
+
+def _write_mtx(channel: Channel, name: str, output: BinaryIO) -> None:
+    import_sparse("writing Matrix Market files")
+    from scipy.io import mmwrite
+
+    attached = channel.request(Attach(name), Attached)
+    lease = Lease(channel, attached.lease)
+    info = attached.array
+    try:
+        _kind(info.spec, "csr", ".mtx")
+        _warn_open(info)
+        channel.check_owner(info.segment)
+        with Mapping.open(info.segment) as mapping, Waiting(f"writing {name}"):
+            matrix = csr_array(info.spec.shape, *map(mapping.array, info.spec.parts))
+            # Stated, because to look for a symmetry takes a second copy.
+            mmwrite(output, matrix, symmetry="general")
+            del matrix
+    finally:
+        lease.release()
+
+
+def _write_mtx_gz(channel: Channel, name: str, output: BinaryIO) -> None:
+    with gzip.GzipFile(fileobj=output, mode="wb", compresslevel=6) as compressed:
+        _write_mtx(channel, name, compressed)  # type: ignore[arg-type]
+
+
+_WRITERS: dict[str, _Writer] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".mtx": _write_mtx,
+    ".mtx.gz": _write_mtx_gz,
+}
