@@ -22,6 +22,7 @@ from hugepool.diagnosis import Diagnosis, Outcome, RungFinding, render, to_json
 from hugepool.remedies import HUGE_RUNGS, SMALL_RUNG, remedies, room_bytes
 from hugepool_common.errors import HugepoolError, UnsupportedPlatformError
 from hugepool_common.pages import Host, read_host
+from hugepool_common.settings import export_mount, read_settings
 from hugepool_common.spec import PageReport
 from hugepool_common.units import GIB, MIB, format_bytes, parse_bytes
 
@@ -240,4 +241,5 @@ def doctor_command(as_json: bool, room: str) -> None:
       hugepool doctor --room 4GB
     """
     # sys.exit, because the caller of the command runs it without click's own exit handling.
+    export_mount(read_settings())
     sys.exit(run(as_json=as_json, room=parse_bytes(room)))

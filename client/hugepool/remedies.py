@@ -1,13 +1,12 @@
-"""The commands that would give a host a rung of the ladder, or more room on it.
+"""The changes that would give a host a rung of the ladder, or more room on it.
 
 Pure functions of a :class:`~hugepool_common.pages.Host`: they read nothing and run
-nothing. Each command is one line for a root shell.
+nothing. The command of each change is one line for a root shell.
 """
 
 from __future__ import annotations
 
-import shlex
-
+from hugepool.host_changes import Change, MakeMount, Remount, SetValue
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Host
 from hugepool_common.units import GIB, KIB, MIB, page_size_name, round_up
@@ -20,6 +19,7 @@ _HUGETLBFS_PAGE_SIZES = {"hugetlbfs-2m": 2 * MIB, "hugetlbfs-1g": GIB}
 _HUGE_BY_MOUNT = ("always", "within_size")
 _THP = "/sys/kernel/mm/transparent_hugepage"
 _SHM = "/dev/shm"
+_MOUNTS = "/run/hugepages"
 
 
 def room_bytes(rung: str, host: Host) -> int:
@@ -60,7 +60,12 @@ def tmpfs_places(host: Host, options: tuple[str, ...] = ()) -> list[TmpfsMount]:
 
 
 def remedies(rung: str, host: Host, *, uid: int, gid: int, room: int) -> tuple[str, ...]:
-    """Commands after which a rung should be there with `room` bytes for new arrays.
+    """The commands of :func:`changes`, which takes the same."""
+    return tuple(one.command for one in changes(rung, host, uid=uid, gid=gid, room=room))
+
+
+def changes(rung: str, host: Host, *, uid: int, gid: int, room: int) -> tuple[Change, ...]:
+    """Changes after which a rung should be there with `room` bytes for new arrays.
 
     Parameters
     ----------
@@ -75,88 +80,83 @@ def remedies(rung: str, host: Host, *, uid: int, gid: int, room: int) -> tuple[s
 
     Returns
     -------
-    tuple of str
-        Empty when the host seems to have it all, or when no command helps.
+    tuple of Change
+        Empty when the host seems to have it all, or when no change helps.
     """
     if rung in _HUGETLBFS_PAGE_SIZES:
         return _for_hugetlbfs(_HUGETLBFS_PAGE_SIZES[rung], host, uid, gid, room)
-    commands = []
+    found: list[Change] = []
     if rung == "tmpfs-huge" and not room_bytes(rung, host):
-        commands.append(_for_tmpfs_huge(host, uid, gid))
+        found.append(_for_tmpfs_huge(host, uid, gid))
     if rung in ("tmpfs-huge", "shm-collapse"):
-        commands += _for_modes(host, collapse=rung == "shm-collapse")
-    return (*commands, *_for_tmpfs_room(rung, host, room))
+        found += _for_modes(host, collapse=rung == "shm-collapse")
+    return (*found, *_for_tmpfs_room(rung, host, room))
 
 
-def _for_hugetlbfs(page_size: int, host: Host, uid: int, gid: int, room: int) -> tuple[str, ...]:
+def _for_hugetlbfs(page_size: int, host: Host, uid: int, gid: int, room: int) -> tuple[Change, ...]:
     pool = host.pool(page_size)
     if pool is None:
         return ()  # this kernel or processor has no pages of the size
-    commands = []
+    found: list[Change] = []
     mounts = _hugetlbfs_mounts(host, page_size)
     claimed = max((mount.claimed_bytes for mount in mounts), default=0)
     missing = round_up(room - claimed, page_size) // page_size - pool.available_pages
     if missing > 0:
-        commands.append(_pool_command(host, page_size, pool.total_pages + missing))
+        found.append(set_pool(host, page_size, pool.total_pages + missing))
     if not mounts:
-        commands.append(_mount_command(page_size, host, uid, gid))
+        found.append(_make_hugetlbfs(page_size, uid, gid))
     elif all(_left(mount) < room for mount in mounts):
         widest = max(mounts, key=_left)
         wanted = (widest.limit_bytes or 0) + round_up(room - _left(widest), page_size)
-        commands.append(f"mount -o remount,size={wanted // MIB}M {shlex.quote(widest.path)}")
+        found.append(Remount(widest.path, "size", str(wanted)))
     limit = host.hugetlb_limit(page_size)
     if limit is not None and limit.headroom_bytes < room:
         needed = round_up(limit.usage_bytes + room, page_size)
-        commands.append(f"echo {needed} > {shlex.quote(limit.where)}")
-    return tuple(commands)
+        found.append(SetValue(limit.where, str(needed)))
+    return tuple(found)
 
 
-def _pool_command(host: Host, page_size: int, pages: int) -> str:
+def set_pool(host: Host, page_size: int, pages: int) -> SetValue:
+    """Give the kernel's pool of a page size so many pages in all."""
     if page_size == host.default_huge_page_size:
-        return f"sysctl vm.nr_hugepages={pages}"
+        return SetValue("/proc/sys/vm/nr_hugepages", str(pages))
     directory = f"/sys/kernel/mm/hugepages/hugepages-{page_size // KIB}kB"
-    return f"echo {pages} > {directory}/nr_hugepages"
+    return SetValue(f"{directory}/nr_hugepages", str(pages))
 
 
-def _mount_command(page_size: int, host: Host, uid: int, gid: int) -> str:
+def _make_hugetlbfs(page_size: int, uid: int, gid: int) -> MakeMount:
     name = page_size_name(page_size)
-    path = f"/run/hugepages/hugepool-{uid}-{name}"
-    return (
-        f"mkdir -p {path} && "
-        f"mount -t hugetlbfs -o pagesize={name},uid={uid},gid={gid},mode=0700 none {path}"
-    )
+    options = f"pagesize={name},uid={uid},gid={gid},mode=0700"
+    return MakeMount("hugetlbfs", options, f"{_MOUNTS}/hugepool-{uid}-{name}")
 
 
-def _for_tmpfs_huge(host: Host, uid: int, gid: int) -> str:
+def _for_tmpfs_huge(host: Host, uid: int, gid: int) -> Change:
     if any(mount.path == _SHM and mount.writable for mount in host.tmpfs_mounts):
-        return f"mount -o remount,huge=within_size {_SHM}"
-    path = f"/run/hugepages/hugepool-{uid}-tmpfs"
-    return (
-        f"mkdir -p {path} && "
-        f"mount -t tmpfs -o huge=within_size,uid={uid},gid={gid},mode=0700 none {path}"
-    )
+        return Remount(_SHM, "huge", "within_size")
+    options = f"huge=within_size,uid={uid},gid={gid},mode=0700"
+    return MakeMount("tmpfs", options, f"{_MOUNTS}/hugepool-{uid}-tmpfs")
 
 
-def _for_modes(host: Host, *, collapse: bool) -> list[str]:
+def _for_modes(host: Host, *, collapse: bool) -> list[Change]:
     """Undo the switches that forbid huge pages in shared memory, whatever a mount says."""
-    commands = []
+    found: list[Change] = []
     if host.shmem_enabled == "deny":
-        commands.append(f"echo never > {_THP}/shmem_enabled")
+        found.append(SetValue(f"{_THP}/shmem_enabled", "never"))
     # From Linux 6.11 on each page size has a switch too, and collapse obeys it.
     if collapse and host.shmem_enabled_pmd == "never":
         kilobytes = host.hpage_pmd_size // KIB
-        commands.append(f"echo inherit > {_THP}/hugepages-{kilobytes}kB/shmem_enabled")
-    return commands
+        found.append(SetValue(f"{_THP}/hugepages-{kilobytes}kB/shmem_enabled", "inherit"))
+    return found
 
 
-def _for_tmpfs_room(rung: str, host: Host, room: int) -> tuple[str, ...]:
+def _for_tmpfs_room(rung: str, host: Host, room: int) -> tuple[Change, ...]:
     available = room_bytes(rung, host)
     if available >= room or available >= host.memory_headroom_bytes:
         return ()  # enough, or memory is short and no mount option makes more
     for mount in host.tmpfs_mounts:
         if mount.path == _SHM and mount.writable and mount.available_bytes < room:
             wanted = round_up(mount.limit_bytes - mount.available_bytes + room, MIB)
-            return (f"mount -o remount,size={wanted // MIB}M {_SHM}",)
+            return (Remount(_SHM, "size", str(wanted)),)
     return ()
 
 

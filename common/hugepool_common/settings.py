@@ -98,6 +98,14 @@ class Configuration:
     settings: Settings
     origins: Mapping[str, str]
 
+    def by_flag_alone(self, *names: str) -> Settings:
+        """The values, but of these settings the default unless a flag said otherwise."""
+        default = Settings()
+        unset = [name for name in names if self.origins[name] != FLAG]
+        return msgspec.structs.replace(
+            self.settings, **{name: getattr(default, name) for name in unset}
+        )
+
 
 def variable_of(name: str) -> str:
     """The environment variable of a setting."""
@@ -137,6 +145,12 @@ def read_configuration(flags: Mapping[str, object] | None = None) -> Configurati
             found[name] = _value(name, value, "", strict=False)
             origins[name] = FLAG
     return Configuration(msgspec.structs.replace(Settings(), **found), origins)
+
+
+def export_mount(settings: Settings) -> None:
+    """Let this process and its children see the chosen mount as they look at the host."""
+    if settings.mount:
+        os.environ[variable_of("mount")] = settings.mount
 
 
 def suspect_variables() -> dict[str, str]:

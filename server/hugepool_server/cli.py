@@ -7,13 +7,11 @@ import os
 import sys
 
 import click
-import msgspec
 
 from hugepool_common._version import __version__
 from hugepool_common.errors import CoordinatorRunningError, HugepoolError, InvalidSpecError
-from hugepool_common.pages import MOUNT_VARIABLE
 from hugepool_common.paths import PROGRAM_VARIABLE
-from hugepool_common.settings import CONFIG_VARIABLE, Settings, read_settings
+from hugepool_common.settings import CONFIG_VARIABLE, export_mount, read_configuration
 from hugepool_server.config import Config
 
 EXIT_RUNNING = 5
@@ -80,28 +78,27 @@ def hugepoold(
     """
     if config is not None:
         os.environ[CONFIG_VARIABLE] = config
-    service = {
-        "runtime_dir": runtime_dir,
-        "group": group,
-        "keep": keep,
-        "quota": quota,
-        "quota_per_user": quota_per_user,
-    }
-    settings = read_settings(checksums=checksums, mount=mount, log_level=log_level, **service)
+    found = read_configuration(
+        {
+            "runtime_dir": runtime_dir,
+            "group": group,
+            "keep": keep,
+            "quota": quota,
+            "quota_per_user": quota_per_user,
+            "checksums": checksums,
+            "mount": mount,
+            "log_level": log_level,
+        }
+    )
+    settings = found.settings
     if parent is not None:  # what is set for the service is not meant for a private one
-        settings = msgspec.structs.replace(
-            Settings(**{name: value for name, value in service.items() if value is not None}),
-            checksums=settings.checksums,
-            mount=settings.mount,
-            log_level=settings.log_level,
-        )
+        settings = found.by_flag_alone("runtime_dir", "group", "keep", "quota", "quota_per_user")
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
         format="hugepoold: %(levelname)s: %(message)s",
     )
-    if settings.mount:
-        os.environ[MOUNT_VARIABLE] = settings.mount
+    export_mount(settings)
     from hugepool_server.daemon import Daemon
 
     daemon = Daemon(Config.checked(settings, parent_pid=parent))

@@ -120,8 +120,8 @@ def _no_shape(text: str) -> InvalidSpecError:
     )
 
 
-def parse_value(text: str, code: str) -> np.generic:
-    """Read one element of a dtype.
+def parse_value(text: str, code: str) -> np.ndarray[Any, Any]:
+    """Read one element of a dtype, as an array without axes.
 
     Raises
     ------
@@ -131,12 +131,12 @@ def parse_value(text: str, code: str) -> np.generic:
     dtype = np.dtype(code)
     try:
         if dtype.kind == "b":
-            return np.bool_(_WORDS[text.lower()])
+            return np.array(_WORDS[text.lower()])
         if dtype.kind in "iu":
-            return np.array(int(text, 0), dtype)[()]
+            return np.array(int(text, 0), dtype)
         number = complex(text) if dtype.kind == "c" else float(text)
         with np.errstate(over="raise"):
-            return np.array(number).astype(dtype)[()]
+            return np.array(number).astype(dtype)
     except (ValueError, KeyError, OverflowError, FloatingPointError):
         raise InvalidSpecError(f"no element of dtype {dtype} is {text[:80]!r}") from None
 
