@@ -10,6 +10,7 @@ setting with a typo would be one that silently is not there.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import reprlib
@@ -128,11 +129,11 @@ def read_configuration(flags: Mapping[str, object] | None = None) -> Configurati
     Raises
     ------
     InvalidSpecError
-        Some place has a name or value that is none, or no such file is there.
+        Some place has a name or value that is none, or the chosen file cannot be read.
     """
     found: dict[str, object] = {}
     origins = dict.fromkeys(NAMES, DEFAULT)
-    for path, required in _files():
+    for path, required in configuration_files():
         for name, value in _read_file(path, required).items():
             found[name], origins[name] = value, path
     for name in NAMES:
@@ -161,8 +162,8 @@ def suspect_variables() -> dict[str, str]:
     return {_PREFIX + word: _PREFIX + meant for word, meant in nearest.items() if meant}
 
 
-def _files() -> list[tuple[str, bool]]:
-    """The files to be read, the strongest one last, and whether each must be there."""
+def configuration_files() -> list[tuple[str, bool]]:
+    """The files that settings are read from, the strongest one last, and whether each must be."""
     chosen = os.environ.get(CONFIG_VARIABLE)
     if chosen:
         return [(chosen, True)]
@@ -174,11 +175,10 @@ def _read_file(path: str, required: bool) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
             content = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        if required:
-            raise InvalidSpecError("there is no such configuration file", where=path) from None
-        return {}
     except OSError as error:
+        # A usual one that we may not read is not meant for us: somebody else's home, perhaps.
+        if not required and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return {}
         raise InvalidSpecError(
             f"the configuration file cannot be read: {error.strerror}", where=path
         ) from None

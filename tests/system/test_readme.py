@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support.service import Service
+from support.commands import Shell
+from support.service import Service, tell
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,11 +30,21 @@ SERVED = [
     line for line in LINES if line[1:2] in (["publish"], ["verify"], ["snapshot"], ["restore"])
 ]
 COMMANDS = [line for line in LINES if line[0] == "hugepool" and line not in SERVICES + SERVED]
+SESSION = re.findall(
+    r"^\$ hugepool (.*)\n((?:(?!\$ ).*\n)*)",
+    "".join(text for language, text in BLOCKS if language == "console"),
+    re.MULTILINE,
+)
+"""Commands at a terminal, and what they show there."""
+
+OF_THE_HOST = {"plan", "setup"}
+"""Commands that show other lines on other machines."""
+
 BIN = sysconfig.get_path("scripts")
 
 
 def test_the_languages_are_known() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+    assert {language for language, _ in BLOCKS} == {"bash", "console", "python"}
 
 
 def test_scripts_and_commands_run_in_order_as_in_three_shells(
@@ -69,9 +80,39 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
     assert third.startswith("matvec plan of ")
     assert float(re.search(r"highest rank ([0-9.]+)", third)[1]) > 1  # type: ignore[index]
     assert fourth.startswith("0.0 1000000.0 2\nVerifyReport(name='weights', generation=2")
-    assert [len(re.findall(r"^weights .*crc32-16M:", table, re.MULTILINE)) for table in told] == [
+    assert [len(re.findall(r"^weights\t.*crc32-16M:", table, re.MULTILINE)) for table in told] == [
         *(0, 1, 1, 1)
     ]
+
+
+def test_the_session_shows_what_a_terminal_shows(service: Service, tmp_path: Path) -> None:
+    """Line for line: the same headings, and lines that begin with the same words."""
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    service.start()
+    reader = service.python(
+        "import hugepool\n"
+        "pool = hugepool.connect(); input()\n"
+        "A = pool.attach('A'); print('attached', flush=True); input()\n"
+    )
+    shell = Shell(HUGEPOOL_ADDRESS=service.address, NO_COLOR="1", XDG_CONFIG_HOME=str(tmp_path))
+    assert len(SESSION) == 17
+    for line, shown in SESSION:
+        command, *arguments = shlex.split(line)
+        if command == "readers":
+            assert tell(reader) == "attached"
+        seen = shell.at_a_terminal(command, *arguments, directory=str(tmp_path))
+        if command in OF_THE_HOST:
+            continue
+        assert [_beginning(one) for one in seen.splitlines()] == [
+            _beginning(one) for one in shown.splitlines()
+        ], line
+
+
+def _beginning(line: str) -> str:
+    """What a line begins with on every machine; a heading in full, whatever its columns' widths."""
+    if line.isupper():
+        return " ".join(line.split())
+    return re.sub("[0-9]+", "#", line.split()[0])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -13,6 +13,7 @@ from hugepool_common.paths import runtime_directory
 from hugepool_common.settings import (
     CONFIG_VARIABLE,
     NAMES,
+    configuration_files,
     read_configuration,
     suspect_variables,
     variable_of,
@@ -39,7 +40,10 @@ def config_command(file: str | None, as_json: bool) -> None:
     file to be read in place of both.
 
     \b
-    Example of a file:
+    Example:
+      hugepool config
+    \b
+    A file:
       quota = "100G"
       keep = true
     """
@@ -48,6 +52,9 @@ def config_command(file: str | None, as_json: bool) -> None:
     found = read_configuration()
     values: dict[str, Any] = {name: getattr(found.settings, name) for name in NAMES}
     values["runtime_dir"] = runtime_directory(found.settings.runtime_dir)
+    for path, _ in configuration_files():
+        if os.path.exists(path) and not os.access(path, os.R_OK):
+            warn(f"{path} is left out: this user may not read it")
     for variable, meant in suspect_variables().items():
         warn(f"{variable} is not a variable of ours; did you mean {meant}?")
     if as_json:

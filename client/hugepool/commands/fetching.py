@@ -73,7 +73,10 @@ def _finished(path: str, replace: bool) -> Iterator[BinaryIO]:
     directory, name = os.path.split(path)
     # Of limited length, so that a long name that is allowed has a temporary one that is.
     temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
-    output = open(temporary, "x+b")  # noqa: SIM115  closed below
+    try:
+        output = open(temporary, "x+b")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from None
     try:
         with output:
             yield output

@@ -174,7 +174,8 @@ def _print_report(report: SnapshotReport, verb: str, as_json: bool) -> None:
         ],
     )
     seconds = report.wall_ns / 1e9
+    counted = f"{len(report.objects)} object{'s' * (len(report.objects) != 1)}"
     click.echo(
-        f"{verb} {len(report.objects)} objects, {format_bytes(report.nbytes)}, in {seconds:.2f} s",
+        f"{verb} {counted}, {format_bytes(report.nbytes)}, in {seconds:.2f} s",
         err=True,
     )

@@ -7,7 +7,7 @@ import sys
 import click
 
 from hugepool.commands.arguments import EXIT_FAILURE, address_option, names_argument, opened
-from hugepool.commands.tables import warn
+from hugepool.commands.tables import Column, print_table, size, warn
 from hugepool_common.errors import ArrayNotFoundError, HugepoolError
 from hugepool_common.messages import Destroy, Destroyed, Seal, Sealed
 from hugepool_common.spec import check_name
@@ -59,7 +59,8 @@ def seal_command(names: tuple[str, ...], address: str | None) -> None:
     Example:
       hugepool seal x
     """
+    wanted = [check_name(name) for name in dict.fromkeys(names)]
     with opened(address) as channel:
-        for name in dict.fromkeys(names):
-            sealed = channel.request(Seal(check_name(name)), Sealed).array
-            click.echo(f"{name}\t{sealed.checksum}")
+        sealed = [channel.request(Seal(name), Sealed).array for name in wanted]
+    columns = (Column("name"), size("bytes"), Column("checksum"))
+    print_table(columns, [(one.spec.name, one.spec.nbytes, one.checksum) for one in sealed])

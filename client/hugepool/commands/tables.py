@@ -126,9 +126,13 @@ def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
         rows = [(name, told) for name, told, _ in fields]
         print_table((Column("field"), value), rows)
         return
-    width = max(len(name) for name, _, _ in fields)
-    for name, _, shown in fields:
-        click.echo(f"{name.ljust(width)}  {shown}".rstrip())
+    # A reader sees units beside the values, not in the names.
+    titles = [
+        name.removesuffix("_ns").removesuffix("_bytes").replace("_", " ") for name, _, _ in fields
+    ]
+    width = max(map(len, titles))
+    for title, (_, _, shown) in zip(titles, fields, strict=True):
+        click.echo(f"{title.ljust(width)}  {shown}".rstrip())
 
 
 def print_json(value: object) -> None:

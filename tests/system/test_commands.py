@@ -1,0 +1,488 @@
+"""``hugepool`` at work: each command used rightly, its facts; and wrongly, its line and status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hugepool
+from hugepool_common.units import GIB, MIB
+from support.commands import HUGEPOOL, Done, Shell
+from support.extras import sparse
+from support.host import require
+from support.service import Service, said, tell
+
+ROOT = Path(__file__).parents[2]
+GRAPH = str(ROOT / "tests/data/debian-depends.mtx.gz")
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One coordinator for all of these tests."""
+    made = Service(tmp_path_factory.mktemp("commands") / "run").start("--quota", "2GB")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shell(running: Service) -> Iterator[Shell]:
+    """A shell at the coordinator, which has no arrays before and after."""
+    yield Shell(HUGEPOOL_ADDRESS=running.address)
+    with hugepool.connect(running.address) as pool:
+        for info in pool.list():
+            pool.destroy(info.spec.name)
+
+
+def test_an_array_of_one_value_is_made_and_stays(shell: Shell, running: Service) -> None:
+    done = shell.succeed("create", "x", "1e3", "--fill", "2.5")
+    assert done.out.startswith("<SharedArray 'x' (1000,) float64 8 kB sealed, ")
+    made = shell.succeed("create", "mask", "500x20", "--dtype", "bool", "--json").json
+    assert (made["name"], made["shape"], made["dtype"]) == ("mask", [500, 20], "|b1")
+    assert (made["nbytes"], made["state"], made["sealed"]) == (10_000, "sealed", True)
+    shell.succeed("create", "one", "()", "--fill", "-7", "--dtype", "int16")
+    with hugepool.connect(running.address) as pool:
+        assert pool.attach("x").array.tolist() == [2.5] * 1000
+        assert not pool.attach("mask").array.any()
+        assert pool.attach("one").array[()] == -7
+
+
+def test_small_pages_can_be_asked_for(shell: Shell) -> None:
+    assert (
+        "shm-4k (4K pages), 0 % huge"
+        in shell.succeed("create", "x", "1e6", "--huge-pages", "off").out
+    )
+    made = shell.succeed("create", "y", "1e6", "--backing", "shm-4k", "--json").json
+    assert (made["backing"], made["page_size"], made["huge_bytes"]) == ("shm-4k", 4096, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["x", "many"], 2, "'many' is not a shape"),
+        (["x", "1.5"], 2, "'1.5' is not a shape"),
+        (["x", ""], 2, "is not a shape"),
+        (["x", "1e30"], 2, "out of range"),
+        (["../x", "5"], 2, "not an array name"),
+        (["x", "5", "--dtype", "O"], 2, "cannot be shared"),
+        (["x", "5", "--dtype", "float65"], 2, "not a dtype"),
+        (["x", "5", "--dtype", "u1", "--fill", "256"], 2, "no element of dtype uint8"),
+        (["x", "5", "--fill", "much"], 2, "no element of dtype float64"),
+        (["x", "5", "--page-size", "3M"], 2, "--page-size"),
+        (["x"], 2, "Missing argument 'SHAPE'"),
+        (["x", "5", "--backing", "shm-5k"], 2, "shm-5k"),
+        (["x", "1e9"], 1, "quota"),
+        (["taken", "5"], 1, "taken"),
+    ],
+)
+def test_what_cannot_be_made(shell: Shell, arguments: list[str], status: int, words: str) -> None:
+    shell.succeed("create", "taken", "3")
+    assert words in shell.refuse(status, "create", *arguments)
+    assert [row["name"] for row in shell.succeed("ls").rows] == ["taken"]
+
+
+def test_files_come_in_and_go_out_the_same(shell: Shell, tmp_path: Path) -> None:
+    """Through every format, of a dense array and of a matrix."""
+    values = np.arange(600_000.0).reshape(200, 3000)
+    np.save(tmp_path / "in.npy", values)
+    assert "(200, 3000) float64" in shell.succeed("put", "x", str(tmp_path / "in.npy")).out
+    done = shell.succeed("get", "x", str(tmp_path / "out.npy"))
+    assert done.out == "" and "4.8 MB" in done.err
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "in.npy").read_bytes()
+    sparse()
+    import scipy.io
+    import scipy.sparse
+
+    shell.succeed("put", "A", GRAPH)
+    wanted = scipy.io.mmread(GRAPH).tocsr()
+    for ending in (".npz", ".mtx", ".mtx.gz"):
+        path = str(tmp_path / f"out{ending}")
+        shell.succeed("get", "A", path)
+        read = scipy.sparse.load_npz(path) if ending == ".npz" else scipy.io.mmread(path)
+        assert (scipy.sparse.csr_array(read) != wanted).nnz == 0, ending
+        assert shell.succeed("put", f"B{ending}", path, "--json").json["nnz"] == 299_188
+    assert isinstance(scipy.sparse.load_npz(tmp_path / "out.npz"), scipy.sparse.csr_array)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("in.npy", "out.mtx", "out.mtx.gz", "out.npy", "out.npz")
+    ]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
+def test_arrays_without_elements_or_axes_go_out(
+    shell: Shell, running: Service, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    with hugepool.connect(running.address) as pool:
+        pool.put("x", np.full(shape, 3, "i2"))
+    shell.succeed("get", "x", str(tmp_path / "x.npy"))
+    found = np.load(tmp_path / "x.npy")
+    assert (found.shape, found.dtype) == (shape, np.dtype("i2"))
+
+
+def test_what_is_not_sealed_goes_out_with_a_warning(
+    shell: Shell, running: Service, tmp_path: Path
+) -> None:
+    with hugepool.connect(running.address) as pool:
+        pool.create("x", 300_000).array[:] = 5.0
+        done = shell.succeed("get", "x", str(tmp_path / "x.npy"))
+        assert "x is not sealed" in done.err
+        assert np.load(tmp_path / "x.npy").tolist() == [5.0] * 300_000
+
+
+def test_a_file_that_is_there_is_kept(shell: Shell, tmp_path: Path) -> None:
+    shell.succeed("create", "x", "5")
+    target = tmp_path / "x.npy"
+    target.write_text("mine")
+    assert "--force" in shell.refuse(1, "get", "x", str(target))
+    assert target.read_text() == "mine"
+    shell.succeed("get", "x", str(target), "--force")
+    assert np.load(target).tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "status", "words"),
+    [
+        ("nothing", "x.npy", 1, "hugepool ls"),
+        ("x", "x.csv", 2, ".npy, .npz"),
+        ("x", "x.npz", 2, "write it to a .npy file"),
+        ("x", "nowhere/x.npy", 1, "No such file or directory"),
+        ("../x", "x.npy", 2, "not an array name"),
+    ],
+)
+def test_a_failed_get_leaves_nothing(
+    shell: Shell, tmp_path: Path, name: str, file: str, status: int, words: str
+) -> None:
+    shell.succeed("create", "x", "5")
+    assert words in shell.refuse(status, "get", name, str(tmp_path / file))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_that_is_found_on_the_way_out_leaves_no_file(
+    shell: Shell, running: Service, tmp_path: Path
+) -> None:
+    with hugepool.connect(running.address) as pool:
+        x = pool.put("x", np.arange(1e6), backing="shm-4k")
+        path = x.info.segment.path
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"\1")
+    assert "not those that were sealed" in shell.refuse(1, "get", "x", str(tmp_path / "x.npy"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "words"),
+    [
+        ("none.npy", 1, "No such file or directory"),
+        ("bad.npy", 2, "not a .npy file"),
+        ("bad.npz", 1, "no matrix can be read"),
+    ],
+)
+def test_a_file_that_cannot_be_put(
+    shell: Shell, tmp_path: Path, file: str, status: int, words: str
+) -> None:
+    (tmp_path / "bad.npy").write_text("what is this")
+    (tmp_path / "bad.npz").write_text("what is this")
+    assert words in shell.refuse(status, "put", "x", str(tmp_path / file))
+    assert shell.succeed("ls").rows == []
+
+
+def test_the_list(shell: Shell, running: Service) -> None:
+    empty = shell.succeed("ls")
+    assert empty.out == (
+        "name\tkind\tdtype\tshape\tbytes\tbacking\thuge %\treaders\tgeneration\tstate\n"
+    )
+    shell.succeed("create", "weights-1", "500x20", "--dtype", "f4")
+    shell.succeed("put", "A", GRAPH)
+    with hugepool.connect(running.address) as pool:
+        x = pool.create("x", 100_000)
+        rows = shell.succeed("ls").rows
+        assert [row["name"] for row in rows] == ["A", "weights-1", "x"]
+        assert {**rows[1], "backing": "", "huge %": ""} == {
+            "name": "weights-1",
+            "kind": "array",
+            "dtype": "<f4",
+            "shape": "500x20",
+            "bytes": "40000",
+            "backing": "",
+            "huge %": "",
+            "readers": "0",
+            "generation": "1",
+            "state": "sealed",
+        }
+        assert (rows[0]["kind"], rows[0]["shape"]) == ("csr", "63436x63436")
+        assert (rows[2]["readers"], rows[2]["state"]) == ("1", "open")
+        told = {one["name"]: one for one in shell.succeed("ls", "--json").json}
+        assert told["x"]["huge_bytes"] == x.pages.huge_bytes
+        assert told["x"]["length"] == x.pages.length
+        assert told["A"]["nnz"] == 299_188
+        assert told["weights-1"]["checksum"].startswith("crc32-16M:")
+        assert [one["name"] for one in shell.succeed("ls", "w*", "--json").json] == ["weights-1"]
+        assert [row["name"] for row in shell.succeed("ls", "[Ax]").rows] == ["A", "x"]
+    assert "see all names with: hugepool ls" in shell.refuse(1, "ls", "q*")
+
+
+def test_the_list_is_not_cut_short_at_eighty_columns(shell: Shell) -> None:
+    name = "a-name-of-which-nothing-may-be-cut." * 3
+    shell.succeed("create", name, "1e6")
+    shell.succeed("create", "x", "5")
+    heading, *rows = shell.at_a_terminal("ls", NO_COLOR="1").splitlines()
+    assert [row.split()[0] for row in rows] == [name, "x"]
+    end = heading.index("BYTES") + len("BYTES")
+    assert [row[:end].rsplit("  ", 1)[1] for row in rows] == ["8 MB", "40 B"]
+    assert "\x1b" not in heading
+    assert "\x1b[1m" in shell.at_a_terminal("ls")
+
+
+def test_everything_known_of_one_array(shell: Shell, running: Service) -> None:
+    shell.succeed("put", "A", GRAPH)
+    facts = shell.succeed("stat", "A").fields
+    told = shell.succeed("stat", "A", "--json").json
+    with hugepool.connect(running.address) as pool:
+        info = pool.describe("A").array
+    assert facts["shape"] == "63436x63436" and told["shape"] == [63436, 63436]
+    assert facts["path"] == told["path"] == info.segment.path
+    assert facts["checksum"] == told["checksum"] == info.checksum
+    assert int(facts["huge_bytes"]) == told["huge_bytes"] == info.pages.huge_bytes
+    assert told["reasons"] == [
+        {name: getattr(fall, name) for name in ("rung", "call", "errno", "reason", "remedy")}
+        for fall in info.pages.reasons
+    ]
+    assert (facts["sealed"], facts["lost"], facts["index_dtype"]) == ("true", "false", "<i4")
+    seen = shell.at_a_terminal("stat", "A")
+    assert "3.85 MB (3847584 bytes)" in seen and " ago" in seen
+
+
+def test_who_has_an_array(shell: Shell, running: Service) -> None:
+    shell.succeed("create", "x", "5")
+    assert shell.succeed("readers", "x").rows == []
+    with hugepool.connect(running.address) as pool:
+        y = pool.create("y", (100, 2))
+        holders = [pool.attach("x"), pool.attach("y", readonly=False, rows=(10, 20))]
+        (reader,) = shell.succeed("readers", "x").rows
+        command = Path("/proc/self/comm").read_text().strip()
+        assert (reader["pid"], reader["uid"]) == (str(os.getpid()), str(os.geteuid()))
+        assert (reader["command"], reader["access"], reader["rows"]) == (command, "read", "")
+        owner, writer = shell.succeed("readers", "y", "--json").json
+        assert owner["writable"] and owner["rows"] is None and owner["pid"] == os.getpid()
+        assert writer["writable"] and writer["rows"] == [10, 20]
+        assert shell.succeed("readers", "y").rows[1]["rows"] == "10:20"
+        del holders, y
+
+
+def test_more_readers_than_fit_one_message(shell: Shell, running: Service) -> None:
+    shell.succeed("create", "x", "5")
+    with hugepool.connect(running.address) as pool:
+        held = [pool.attach("x") for _ in range(300)]
+        told = shell.succeed("readers", "x", "--json").json
+        assert len({one["lease"] for one in told}) == len(held)
+
+
+def test_names_are_removed_as_far_as_they_can_be(shell: Shell) -> None:
+    for name in ("a", "b", "c"):
+        shell.succeed("create", name, "5")
+    done = shell("rm", "a", "nothing", "b")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.count("\n") == 1 and "nothing" in done.err and "hugepool ls" in done.err
+    assert [row["name"] for row in shell.succeed("ls").rows] == ["c"]
+    assert shell.succeed("rm", "--force", "nothing", "c").err == ""
+    assert shell.succeed("ls").rows == []
+
+
+def test_another_process_seals_what_its_maker_has_let_go(shell: Shell, running: Service) -> None:
+    maker = running.python(
+        "import hugepool\n"
+        "pool = hugepool.connect()\n"
+        "x = pool.create('x', 1000)\n"
+        "x.array[:] = 1.0\n"
+        "print('made', flush=True); input()\n"
+        "x.detach(); print('let go', flush=True); input()\n"
+    )
+    assert said(maker) == "made"
+    assert f"a writable lease of pid {maker.pid}" in shell.refuse(1, "seal", "x")
+    assert tell(maker) == "let go"
+    (sealed,) = shell.succeed("seal", "x").rows
+    assert (sealed["name"], sealed["bytes"]) == ("x", "8000")
+    tell(maker)
+    maker.wait(20)
+    (row,) = shell.succeed("ls", "x").rows
+    assert row["state"] == "sealed", "it went with its maker"
+    assert shell.succeed("stat", "x").fields["checksum"] == sealed["checksum"]
+    assert shell.succeed("seal", "x").rows == [sealed]
+
+
+def test_pages_are_brought_in_and_proved(shell: Shell, running: Service) -> None:
+    shell.succeed("create", "x", "1e6")
+    shell.succeed("create", "y", "5")
+    with hugepool.connect(running.address) as pool:
+        pages = pool.attach("x").pages
+    x, y = shell.succeed("warm").rows
+    assert (x["name"], x["bytes"], x["backing"]) == ("x", str(pages.length), pages.backing)
+    assert x["huge bytes"] == str(pages.huge_bytes) and x["result"] == "ok"
+    assert (y["backing"], y["huge bytes"]) == ("shm-4k", "0")
+    (told,) = shell.succeed("warm", "x", "--json").json
+    assert told["present_bytes"] == told["length"] == pages.length and told["ok"]
+    done = shell("warm", "nothing", "y")
+    assert done.status == 1
+    assert [row["result"][:8] for row in done.rows] == ["no array", "ok"]
+
+
+def test_the_coordinator_on_one_screen(shell: Shell, running: Service) -> None:
+    shell.succeed("create", "x", "1e6")
+    assert running.process is not None
+    facts = shell.succeed("status").fields
+    assert facts["address"] == running.address
+    assert (facts["pid"], facts["epoch"]) == (str(running.process.pid), "1")
+    assert (facts["arrays"], facts["nbytes"], facts["workers"]) == ("1", "8000000", "0")
+    assert (facts["quota_bytes"], facts["durable"]) == ("2000000000", "true")
+    told = shell.succeed("status", "--json").json
+    assert told["workers"] == [] and told["uptime_ns"] > 0 and told["user_quota_bytes"] == 0
+    seen = shell.at_a_terminal("status")
+    assert "2 GB" in seen and "arrays outlive this process" in seen
+    assert len(seen.splitlines()) < 24
+
+
+EVERY = [
+    *(["create", "x", "5"], ["put", "x", GRAPH], ["get", "x", "/nowhere/x.npy"], ["ls"]),
+    *(["stat", "x"], ["readers", "x"], ["rm", "x"], ["seal", "x"], ["warm"], ["status"]),
+    *(["verify"], ["publish", "x", GRAPH], ["snapshot", "/nowhere"], ["restore", "/nowhere"]),
+    ["worker"],
+]
+
+
+@pytest.mark.parametrize("command", EVERY, ids=lambda command: command[0])
+def test_without_a_coordinator(command: list[str], tmp_path: Path) -> None:
+    nobody = Shell(HUGEPOOL_RUNTIME_DIR=str(tmp_path / "run"))
+    assert "hugepool serve" in nobody.refuse(3, *command)
+    assert "hugepool serve" in nobody.refuse(3, *command, "--address", "ipc:///nowhere.sock")
+    assert "ipc://PATH" in nobody.refuse(2, *command, "--address", "tcp://1.2.3.4:5")
+
+
+NAMED = [["stat"], ["readers"], ["seal"], ["rm"], ["get"]]
+
+
+@pytest.mark.parametrize("command", NAMED, ids=lambda command: command[0])
+def test_a_name_that_is_not_there_or_is_none(shell: Shell, command: list[str]) -> None:
+    file = ["/tmp/x.npy"] * (command == ["get"])
+    assert shell.refuse(1, *command, "nothing", *file).endswith("hugepool ls")
+    assert "not an array name" in shell.refuse(2, *command, "no/name", *file)
+    line = shell.refuse(2, *command)
+    assert "Missing argument" in line and f"{command[0]} --help" in line
+    assert "No such option" in shell.refuse(2, *command, "--nonsense")
+
+
+@pytest.mark.parametrize("command", [command for command in EVERY if command != ["worker"]])
+def test_a_user_without_permission(command: list[str]) -> None:
+    require("unprivileged", os.geteuid() == 0, "needs root to become another user")
+    # Not under pytest's own directory, which other users may not enter.
+    directory = Path(tempfile.mkdtemp(prefix="hugepool-test-"))
+    directory.chmod(0o755)
+    private = Service(directory / "run").start()
+    try:
+        stranger = Shell(HUGEPOOL_ADDRESS=private.address, PYTHONDONTWRITEBYTECODE="1")
+        done = stranger(*command, prefix=NOBODY)
+        _require_to_run(done)
+        assert done.status == 3 and "Permission denied" in done.err, done.err
+        assert done.err.count("\n") == 1 and "run as its user" in done.err
+    finally:
+        private.close()
+        shutil.rmtree(directory)
+
+
+def _require_to_run(done: Done) -> None:
+    reachable = "No module named" not in done.err and done.status not in (126, 127)
+    require("unprivileged", reachable, "another user may not execute this environment")
+
+
+def test_a_member_of_the_group_may_not_end_what_is_another_s() -> None:
+    require("unprivileged", os.geteuid() == 0, "needs root to become another user")
+    directory = Path(tempfile.mkdtemp(prefix="hugepool-test-"))
+    directory.chmod(0o755)
+    grouped = Service(directory / "run").start("--group", "65534")
+    try:
+        owner = Shell(HUGEPOOL_ADDRESS=grouped.address, PYTHONDONTWRITEBYTECODE="1")
+        owner.succeed("create", "x", "5")
+        listed = owner("ls", prefix=NOBODY)
+        _require_to_run(listed)
+        assert [row["name"] for row in listed.rows] == ["x"]
+        refused = owner("rm", "x", prefix=NOBODY)
+        assert refused.status == 1
+        assert "only its creator's user may destroy" in refused.err
+        assert owner("seal", "x", prefix=NOBODY).status == 1
+    finally:
+        grouped.close()
+        shutil.rmtree(directory)
+
+
+def test_pages_of_each_size(shell: Shell) -> None:
+    told = {one["page_size"]: one for one in shell.succeed("plan", "400MB", "--json").json}
+    assert (told[4096]["pages"], told[4096]["length"]) == (97_657, 400_003_072)
+    if 2 * MIB in told:
+        assert told[2 * MIB]["pages"] == 191
+    rows = shell.succeed("plan", "3MB", "1GiB", "1").rows
+    pages = {row["pages of"]: row["pages"] for row in rows}
+    assert pages["4K"] == str(733 + 262_144 + 1)
+    if "2M" in pages:
+        assert pages["2M"] == str(2 + 512 + 1)
+    assert all(int(one["missing_pages"]) == 0 for one in shell.succeed("plan", "0", "--json").json)
+    assert "write it as 400MB" in shell.refuse(2, "plan", "much")
+    assert "Missing argument 'SIZE" in shell.refuse(2, "plan")
+
+
+def test_the_command_for_missing_pages_names_all_that_there_must_be(shell: Shell) -> None:
+    rows = {one["page_size"]: one for one in shell.succeed("plan", "900TB", "--json").json}
+    require("hugetlbfs", 2 * MIB in rows, "this kernel has no pool of 2 MiB pages")
+    found = rows[2 * MIB]
+    assert found["missing_pages"] == found["pages"] - found["available_pages"] > 0
+    assert found["command"].rpartition("=")[0] == "sysctl vm.nr_hugepages"
+    assert int(found["command"].rpartition("=")[2]) >= found["pages"]
+    if GIB in rows:
+        assert "hugepages-1048576kB/nr_hugepages" in rows[GIB]["command"]
+
+
+def test_a_reader_who_has_enough_is_no_error(shell: Shell, running: Service) -> None:
+    with hugepool.connect(running.address) as pool:
+        for number in range(700):
+            pool.put(f"array-of-a-long-name-{number:0100}", np.zeros(1))
+        piped = subprocess.run(
+            ["bash", "-c", 'set -o pipefail; "$@" | head -1', "bash", *HUGEPOOL, "ls"],
+            capture_output=True,
+            text=True,
+            env=shell.environment,
+        )
+    assert piped.stdout.startswith("name\tkind")
+    assert piped.stderr == ""
+
+
+def test_a_signal_ends_a_command_at_once(running: Service) -> None:
+    assert running.process is not None
+    running.process.send_signal(signal.SIGSTOP)
+    try:
+        waiting = running.spawn(*HUGEPOOL, "ls")
+        while "connect" not in _waits_in(waiting.pid):
+            assert waiting.poll() is None
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(20) == 130
+        assert waiting.stderr is not None
+        assert "Traceback" not in waiting.stderr.read()
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+
+
+def _waits_in(pid: int) -> str:
+    """``connect`` once a process has a socket open: it has begun to ask."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except OSError:
+            continue
+    return "connect" if any(target.startswith("socket:") for target in found) else ""
