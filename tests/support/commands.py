@@ -74,7 +74,7 @@ class Shell:
 
     def refuse(self, status: int, *arguments: str, **environment: str) -> str:
         """Run a command that must fail with one line, which is returned."""
-        done = self(*arguments, **environment)
+        done = self(*arguments, prefix=(), **environment)
         assert done.status == status, (done.status, done.err)
         assert done.out == ""
         (line,) = done.err.splitlines()

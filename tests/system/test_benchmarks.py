@@ -150,6 +150,17 @@ def test_bad_choices_are_refused(words: tuple[str, ...], said: str) -> None:
     assert said in done.stderr
 
 
+def test_starts_are_timed(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    done = run_program("startup", "--rounds", "2", "--arrays", "3", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "aim 150 ms" in done.stdout
+    found = {one["name"]: one for one in json.loads(path.read_bytes())["found"]}
+    assert {"import hugepool", "hugepool ls"} <= set(found)
+    assert all(len(one["cpu_ns"]) == 2 and min(one["cpu_ns"]) > 0 for one in found.values())
+    assert run_program("startup", "--rounds", "0").returncode == 2
+
+
 def test_what_does_not_fit_into_memory_is_refused() -> None:
     done = run_program("gather", "--size", "8MB", "--gathers", "1e12", "--pages", "4K")
     assert done.returncode == 1

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hugepool import host_changes
-from hugepool.host_changes import Entry, MakeMount, Remount, Setup, SetValue
+from hugepool.host_changes import Change, Entry, MakeMount, Remount, Setup, SetValue
 from hugepool_common.errors import HugepoolError, NotPermittedError
 from hugepool_common.mounts import parse_mountinfo
 from support.host import Mounts, require
@@ -113,7 +113,11 @@ def test_the_journal_is_private_and_reads_back(tmp_path: Path, setup: Setup) -> 
     setup.apply(SetValue(str(pool), "20"))
     journal = tmp_path / "journal.json"
     assert journal.stat().st_mode & 0o777 == 0o600
-    changes = [SetValue("/a", "1"), Remount("/b", "huge", "never"), MakeMount("tmpfs", "o", "/c")]
+    changes: list[Change] = [
+        SetValue("/a", "1"),
+        Remount("/b", "huge", "never"),
+        MakeMount("tmpfs", "o", "/c"),
+    ]
     for change in changes:
         entry = Entry(change, "before", "after")
         assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry
