@@ -417,8 +417,8 @@ def test_the_commands(pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path)
     disk = str(tmp_path / "disk")
     done = run(pool, "snapshot", disk)
     assert done.returncode == 0, done.stderr
-    assert "3 x 4" in done.stdout and "skipped: it is not sealed" in done.stdout
-    assert "saved 1 objects" in done.stderr
+    assert "\t3x4\t" in done.stdout and "skipped: it is not sealed" in done.stdout
+    assert "saved 1 object," in done.stderr
     done = run(other, "restore", disk, "--json")
     told = json.loads(done.stdout)
     assert told["objects"][0]["spec"]["name"] == "x" and told["nbytes"] == 96
