@@ -88,8 +88,8 @@ def test_everything_sealed_comes_back(
 
 
 def test_onto_huge_pages_where_no_write_works(
+    mounts: Mounts,  # unmounted after the coordinator, which may use it, has ended
     pool: hugepool.Pool,
-    mounts: Mounts,
     huge_page_pool: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
