@@ -100,9 +100,11 @@ class Jobs:
 
     @property
     def present(self) -> int:
-        """Number of workers in no crew."""
+        """Number of workers in no crew, but for idle ones that cannot be told of parts."""
         return sum(
-            worker.running is None or worker.running.job.kernel != CREW_KERNEL
+            worker.session.reachable
+            if worker.running is None
+            else worker.running.job.kernel != CREW_KERNEL
             for worker in self._workers.values()
         )
 
@@ -161,6 +163,15 @@ class Jobs:
         if worker.running is not None and not worker.running.stale:
             worker.running.part.losses += 1
             _take_back(worker.running)
+
+    def lay_down(self, session: Session) -> None:
+        """If the session is a worker, it is idle: of its part it did not hear, or was not heard."""
+        worker = self._by_session.get(session.number)
+        if worker is None or worker.running is None:
+            return
+        if not worker.running.stale:
+            _take_back(worker.running)
+        worker.running = worker.stopped_ns = None
 
     def stopped(self, session: Session, now_ns: int) -> None:
         """The session's process was seen stopped; of interest if it is a busy worker."""
@@ -284,7 +295,9 @@ class Jobs:
 
     def assign(self, now_ns: int) -> list[tuple[Worker, RunPart]]:
         """Give pending parts to idle workers: the oldest job first, one part a worker."""
-        idle = deque(worker for worker in self.workers if worker.running is None)
+        idle = deque(
+            worker for worker in self.workers if worker.running is None and worker.session.reachable
+        )
         if not (idle and self._jobs):
             return []
         stale: list[Assignment | Unheard] = [

@@ -247,11 +247,8 @@ class World(RuleBasedStateMachine):
     def become_unreachable(self, choice: int) -> None:
         client = self.pick(choice)
         client.vanish()
-        if client.peer in self.workers - self.at_work.keys():
-            self.forget(client, answered=False)
-        else:
-            # What it asked may or may not be answered, depending on when it is heard of again.
-            self.owed -= {key for key in self.owed if key[0] == client.peer}
+        # What it asked may or may not be answered, depending on when it is heard of again.
+        self.owed -= {key for key in self.owed if key[0] == client.peer}
         self.read()
 
     # Arrays -------------------------------------------------------------------
