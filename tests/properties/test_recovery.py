@@ -103,9 +103,9 @@ def test_everything_left_is_found_as_it_is(
             assert recovery.orphans.count == (removed if life_number == 0 else 0)
             mark = paths.owner_mark_name(str(run))
             assert set(os.listdir(directory)) == {*files, mark}
-            for name, mode in files.items():
+            for name, wanted in files.items():
                 now = stat.S_IMODE((directory / name).stat().st_mode)
-                assert mode in (None, now)
+                assert wanted in (None, now)
             manifests = set(os.listdir(paths.manifests_path(str(run))))
             assert manifests == {paths.manifest_name(segment_id) for _, segment_id in known}
             life.kill()

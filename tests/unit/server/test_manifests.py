@@ -358,6 +358,19 @@ def test_a_damaged_record_is_made_up_from_what_is_beside_it(run: str) -> None:
         assert begin_epoch(run, BOOT, no_store).epoch == epoch + 1  # without one likewise
 
 
+def test_a_damaged_record_is_in_its_place_until_there_is_another(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, another's sweep would take the segments for nobody's."""
+    path = Path(run) / paths.COORDINATOR_NAME
+    path.write_bytes(b"?")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", _refuse)
+        with pytest.raises(NotEnoughMemoryError):
+            begin_epoch(run, BOOT, lambda: STORE)
+    assert path.read_bytes() == b"?"
+
+
 def test_no_number_is_given_again_whatever_was_lost(run: str) -> None:
     tokens = Path(paths.tokens_path(run))
     tokens.mkdir()

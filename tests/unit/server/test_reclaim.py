@@ -293,13 +293,20 @@ def test_every_file_system_takes_the_mark(
     assert os.listdir(place) == []
 
 
-def test_nobody_sweeps_what_the_next_coordinator_will_come_for(run: Path, place: Path) -> None:
+def test_nobody_sweeps_what_the_next_coordinator_will_come_for(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     life = Life(run, place)
     record = life.array(1)
     life.kill()
-    assert sweep(place) == Reclaimed(0, 0)
+    with monkeypatch.context() as patched:
+        # Not even locked, lest the next coordinator find it so.
+        patched.setattr(remains, "try_lock", lambda fd: pytest.fail("it was locked"))
+        assert sweep(place) == Reclaimed(0, 0)
     assert os.path.exists(record.segment.path)
-    assert Life(run, place).recovery.event.arrays == (record,)
+    life = Life(run, place)
+    assert life.recovery.event.arrays == (record,)
+    life.directories.close()
 
 
 @pytest.mark.parametrize("change", ["boot", "store", "record", "run", "mark"])
@@ -543,7 +550,7 @@ def test_one_swept_while_it_is_made_is_made_anew(
 
 
 def test_one_swept_before_it_is_adopted_is_gone(
-    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / NAME).mkdir(mode=0o700)
     remove, real = _remove_once(place / NAME), remains.try_lock
@@ -553,7 +560,7 @@ def test_one_swept_before_it_is_adopted_is_gone(
         return real(fd)
 
     monkeypatch.setattr(reclaim, "try_lock", lock)
-    with SegmentDirectories(store=STORE, owner=str(run)) as directories:
+    with SegmentDirectories(store=STORE) as directories:
         assert directories.adopt([str(place / NAME)]) == (str(place / NAME),)
 
 
@@ -591,6 +598,22 @@ def test_a_sweep_looks_again_once_it_holds_the_lock(
     monkeypatch.setattr(remains, "try_lock", lock)
     assert sweep(place) == Reclaimed(0, 0)
     assert os.path.exists(record.segment.path)
+
+
+def test_a_directory_made_anew_meanwhile_is_not_the_one_to_be_swept(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = _dead_directory(place)
+    real = remains.try_lock
+
+    def lock(fd: int) -> bool:
+        dead.rmdir()
+        dead.mkdir()
+        return real(fd)
+
+    monkeypatch.setattr(remains, "try_lock", lock)
+    assert sweep(place) == Reclaimed(0, 0)
+    assert dead.exists()
 
 
 def test_what_is_swept_by_two_is_swept_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

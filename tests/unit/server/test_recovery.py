@@ -165,6 +165,20 @@ def test_a_file_of_another_user_is_lost(run: Path, place: Path) -> None:
     life.kill()
 
 
+def test_only_a_regular_file_is_a_segment(run: Path, place: Path) -> None:
+    life = Life(run, place)
+    segment_id, path = life.segment(1)
+    path.unlink()
+    path.mkdir()
+    status = path.stat()
+    require("directory", status.st_size == LENGTH, "directories here are of no page's length")
+    life.manifests.write(array_record(segment_id, str(path), status))
+    life.kill()
+    life = Life(run, place)
+    assert life.recovery.event.lost == {segment_id}
+    life.kill()
+
+
 def test_a_manifest_may_not_point_elsewhere(run: Path, place: Path) -> None:
     """Its checksum is right, and yet nothing outside our directories is believed or touched."""
     life = Life(run, place)
