@@ -243,6 +243,11 @@ class Pool(Planning):
             The snapshot has no object of a name that was asked for.
         NotEnoughMemoryError
             It does not fit.
+
+        Notes
+        -----
+        A process that is killed at this leaves what it had sealed by then: under their
+        own names, or with `replace` under names of the form ``NAME.new-...``.
         """
         return restore_snapshot(self, directory, names, replace, policy)
 

@@ -252,6 +252,11 @@ class ArrayStore:
             What has the name now belongs to another user.
         HugepoolError
             As :meth:`put`. Nothing is left behind, and the name is as before.
+
+        Notes
+        -----
+        A copied value is sealed under a name of the form ``NAME.new-...`` and then has its
+        own: a process that is killed just between the two leaves it under that name.
         """
         check_name(name)
         if isinstance(value, SharedObject):
