@@ -15,7 +15,7 @@ from hugepool.plan import SharedPlan
 from hugepool.plan_record import PlanReport
 from hugepool.pool import Pool
 from hugepool.snapshot import SnapshotReport
-from hugepool.snapshot_directory import SavedObject
+from hugepool.snapshot_index import SavedObject
 from hugepool.timings import JobTimings
 from hugepool_common._version import __version__
 from hugepool_common.errors import (

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 import hugepool
-from hugepool.snapshot_directory import FORMAT, Index, SnapshotDirectory, write_whole
+from hugepool.snapshot_directory import SnapshotDirectory, write_whole
+from hugepool.snapshot_index import FORMAT, Index
 from hugepool_common import checksum
 from hugepool_common.checksum import checksum_of_buffers
 from hugepool_common.spec import ArraySpec
@@ -396,6 +397,21 @@ def test_a_full_disk_leaves_the_old_one(pool: hugepool.Pool, mounts: Mounts) -> 
         assert len(list(small.iterdir())) == 2
     pool.destroy("y")
     pool.snapshot(small)
+
+
+def test_a_coordinator_that_takes_no_checksums(service: Service, tmp_path: Path) -> None:
+    service.start("--no-checksums")
+    with hugepool.connect(service.address) as pool:
+        assert pool.put("x", np.arange(10.0)).checksum == ""
+        with pytest.raises(hugepool.InvalidSpecError, match="takes none"):
+            pool.verify("x")
+        report = pool.snapshot(tmp_path)  # the disk's are taken all the same
+        pool.destroy("x")
+        assert pool.restore(tmp_path).objects == report.objects
+        victim = next(tmp_path.rglob("*.data"))
+        victim.write_bytes(bytes(80))
+        with pytest.raises(hugepool.SnapshotError, match="damaged"):
+            pool.restore(tmp_path, replace=True)
 
 
 # The command --------------------------------------------------------------------
