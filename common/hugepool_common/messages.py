@@ -34,6 +34,9 @@ PAGE_OF_LIST = 32
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
+WORKER_CLIENT = "worker"
+"""What the client of a worker calls itself in Hello: after a restart it may be at an old part."""
+
 View = Literal["shared", "heap", "private"]
 """A worker sees an operand in the shared mapping, as a heap copy, or in a MAP_PRIVATE mapping."""
 
