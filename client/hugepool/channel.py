@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from hugepool import reunion
+from hugepool.holdings import Claim
 from hugepool.interrupts import Uninterrupted
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
@@ -182,14 +183,18 @@ class Channel:
         finally:
             self._ledger.forget(cancel)
 
-    def release(self, lease: int) -> None:
-        """Give a lease back; one that the coordinator lost is only forgotten."""
-        if self._ledger.holdings.let_go(lease):
-            self.request(Detach(lease), Detached)
+    def claim(self, lease: int) -> Claim:
+        """What stands behind a lease that was just granted."""
+        return self._ledger.holdings.claim(lease)
 
-    def is_lost(self, lease: int) -> bool:
-        """Whether a restarted coordinator did not have what this lease was on."""
-        return self._ledger.holdings.is_lost(lease)
+    def release(self, claim: Claim) -> None:
+        """Give a lease back; one that is lost has nobody to be given back to."""
+        if self._ledger.holdings.let_go(claim):
+            self.request(Detach(claim.held.lease), Detached)
+
+    def release_later(self, claim: Claim) -> None:
+        """Give a lease back with the next request, as :meth:`post_later`."""
+        self._ledger.abandoned.append(claim)
 
     def check_owner(self, segment: Segment) -> None:
         """Refuse a segment that is no file of the coordinator's own user.
@@ -311,9 +316,9 @@ class Channel:
             pass  # waiting for the reply finds this out
 
     def _send_abandoned(self) -> None:
-        while self._ledger.abandoned:
+        while (message := self._ledger.next_abandoned()) is not None:
             try:
-                self._session.send(self._session.next_number(), self._ledger.abandoned[0])
+                self._session.send(self._session.next_number(), message)
             except LinkEnded:
                 return
             self._ledger.sent_abandoned()
