@@ -162,6 +162,6 @@ class Ledger:
     def begin_anew(self) -> None:
         """The next coordinator goes on: what the last one wanted and promised is void."""
         self.stopping = False
-        self._unwanted.clear()
+        self._unwanted &= self._requests.keys()  # those that were asked again
         self.notices = deque(notice for notice in self.notices if isinstance(notice, DropSegment))
         self.workers_changes += 1

@@ -189,6 +189,18 @@ def test_what_the_last_coordinator_wanted_is_void() -> None:
     assert not ledger.abandoned
 
 
+def test_what_is_asked_again_while_it_is_given_up_goes_back() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.disown(1)
+    ledger.ask_again()
+    ledger.begin_anew()
+    ledger.note(1, ArrayCreated(5, info(3)))
+    ledger.forget(1)
+    assert sent(ledger) == [Destroy("x")]
+    assert held(ledger) == []
+
+
 def test_a_seal_noted_makes_the_lease_one_for_reading() -> None:
     ledger = Ledger()
     ledger.begin(1, CreateArray(SPEC))
