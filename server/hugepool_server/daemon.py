@@ -195,7 +195,7 @@ class Daemon:
                 wanted,
             )
         return Coordinator(
-            instance=self._record.store,
+            instance=self._record.store,  # a successor has it too, a stranger does not
             pid=os.getpid(),
             uid=os.geteuid(),
             version=__version__,
