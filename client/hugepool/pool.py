@@ -143,6 +143,7 @@ class Pool(Planning):
         ...         step()
         """
         count = usable_cpus() if workers is None else checked_size(workers)
+        self._jobs.await_return()
         idle = sum(not worker.busy for worker in self.stats().workers)
         if count - 1 > idle:
             self._jobs.start(count - 1 - idle)

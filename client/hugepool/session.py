@@ -126,7 +126,10 @@ class Session:
                 remedy="call hugepool.connect() again if you trust it",
             )
         self.leave()
+        instance = self.welcome.instance
         self._join(listener)
+        if self.welcome.instance != instance:
+            holdings.lose_all()
         for page in holdings.pages():
             holdings.lose(self._exchange(page, Resumed).gone)
 

@@ -34,6 +34,9 @@ PAGE_OF_LIST = 32
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
+WORKER_CLIENT = "worker"
+"""What the client of a worker calls itself in Hello: after a restart it may be at an old part."""
+
 View = Literal["shared", "heap", "private"]
 """A worker sees an operand in the shared mapping, as a heap copy, or in a MAP_PRIVATE mapping."""
 
@@ -362,6 +365,7 @@ class Welcome(Message, frozen=True, tag=101):
     session: int
     version: str
     instance: str
+    """The same for all coordinators that followed each other on what the first one made."""
     pid: int
     token: str = ""
     """Path of the file to be locked, and kept open for life, before Bind."""

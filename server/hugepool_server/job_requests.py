@@ -34,7 +34,7 @@ from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
-from hugepool_server.parts import Assignment, Job, Part, Worker, clipped
+from hugepool_server.parts import Assignment, Job, Part, clipped
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -144,10 +144,11 @@ class JobRequests:
             self._state.jobs.stopped(session, now_ns)
 
     def on_worker_continued(self, event: WorkerContinued, now_ns: int) -> None:
-        """Forget that it was stopped."""
+        """Forget that it was stopped, and that it took nothing in."""
         session = self._state.leases.of_number(event.session)
-        if session is not None:
+        if session is not None and self._state.jobs.worker_of(session) is not None:
             self._state.jobs.continued(session)
+            session.reachable = True
 
     def on_tick(self, event: Tick, now_ns: int) -> None:
         """Patience ended; :meth:`settle` sees to that."""
@@ -174,24 +175,24 @@ def _fatal(job: Job, part: Part) -> JobFailedError:
     )
 
 
-def _waited_in_vain(job: Job, stopped: list[Worker], now_ns: int) -> JobFailedError:
+def _waited_in_vain(job: Job, late: list[Session], now_ns: int) -> JobFailedError:
     """The error of a job that nobody took up in time."""
     assert job.waiting_ns is not None, job
     waited = f"waited {(now_ns - job.waiting_ns) / 1e9:.0f} s"
-    if not stopped:
+    if not late:
         return NoWorkersError(
-            f"the last worker ended and none has come: job {job.number} {waited}",
+            f"there is no worker that can be told of parts: job {job.number} {waited}",
             needed="1 worker",
             had="0",
             where=job.kernel,
             remedy="start some: hugepool worker -n 2",
         )
-    pids = " ".join(str(worker.session.identity.pid) for worker in stopped)
+    pids = " ".join(str(session.identity.pid) for session in late)
     return JobFailedError(
-        f"job {job.number} {waited} for stopped workers, which would write on "
-        "where they stand once they are continued",
+        f"job {job.number} {waited} for workers that are stopped, or at a part from before the "
+        "coordinator was restarted: they may still write where they stand",
         needed="that they report or end",
-        had=f"stopped: pid {pids}",
+        had=f"pid {pids}",
         where=job.kernel,
         remedy=f"continue them (kill -CONT {pids}) or end them (kill -KILL {pids}); "
         "until then use none of the arrays that they write",

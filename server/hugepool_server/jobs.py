@@ -6,17 +6,18 @@ epoch, so that a report is taken once, from the worker that it was sent to, and 
 other.
 
 A worker may be at a part that is not its own any more: the job failed elsewhere, was
-cancelled, or its client is gone; or the part was taken back from a stopped worker. It
-cannot be interrupted and may still write to the operands, so it stays busy until it
-reports, and till then nothing is sent out over what it may write: no part of another
-job that uses such a segment, nor the part itself. Jobs that wait for it longer than
-:class:`~hugepool_server.patience.Patience` allows fail, for a stopped worker may never
-come back.
+cancelled, or its client is gone; or the part was taken back from a stopped worker; or
+the job was an earlier coordinator's. It cannot be interrupted and may still write to the
+operands, so it stays busy until it reports, and till then nothing is sent out over what
+it may write: no part of another job that uses such a segment, nor the part itself. Jobs
+that wait for it longer than :class:`~hugepool_server.patience.Patience` allows fail, for
+a stopped worker may never come back.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import pairwise
 
 from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NoWorkersError
@@ -29,7 +30,16 @@ from hugepool_common.messages import (
     WorkerInfo,
 )
 from hugepool_server.leases import Asker, Session
-from hugepool_server.parts import Assignment, Job, Part, PartState, Worker, clipped, cut
+from hugepool_server.parts import (
+    Assignment,
+    Job,
+    Part,
+    PartState,
+    Unheard,
+    Worker,
+    clipped,
+    cut,
+)
 from hugepool_server.patience import Patience, bars, in_the_way
 
 MAX_LOSSES = 3
@@ -70,6 +80,7 @@ class Jobs:
         self._jobs: dict[int, Job] = {}
         self._workers: dict[int, Worker] = {}
         self._by_session: dict[int, Worker] = {}
+        self._unheard: dict[int, Unheard] = {}
         self._last_job = first_number
         self._last_worker = first_number
         self.done_count = 0
@@ -89,9 +100,11 @@ class Jobs:
 
     @property
     def present(self) -> int:
-        """Number of workers in no crew."""
+        """Number of workers in no crew, but for idle ones that cannot be told of parts."""
         return sum(
-            worker.running is None or worker.running.job.kernel != CREW_KERNEL
+            worker.session.reachable
+            if worker.running is None
+            else worker.running.job.kernel != CREW_KERNEL
             for worker in self._workers.values()
         )
 
@@ -117,10 +130,24 @@ class Jobs:
                 needed=f"fewer than {self._max_workers} workers",
                 had=str(len(self._workers)),
             )
+        self._unheard.pop(session.number, None)
         self._last_worker += 1
         worker = Worker(self._last_worker, session, cpus)
         self._workers[worker.number] = self._by_session[session.number] = worker
         return worker
+
+    def inherit(self, sessions: Iterable[Session], written: Iterable[int]) -> None:
+        """Reckon with the workers of an earlier coordinator.
+
+        Parameters
+        ----------
+        sessions
+            Theirs.
+        written
+            The segments that parts which nobody knows any more may write.
+        """
+        ids = frozenset(written)
+        self._unheard = {session.number: Unheard(session, ids) for session in sessions}
 
     def worker_of(self, session: Session) -> Worker | None:
         """The worker that this session is, if it is one."""
@@ -128,6 +155,7 @@ class Jobs:
 
     def unregister(self, session: Session) -> None:
         """The session ends: if it is a worker, its part waits for another one."""
+        self._unheard.pop(session.number, None)
         worker = self._by_session.pop(session.number, None)
         if worker is None:
             return
@@ -135,6 +163,15 @@ class Jobs:
         if worker.running is not None and not worker.running.stale:
             worker.running.part.losses += 1
             _take_back(worker.running)
+
+    def lay_down(self, session: Session) -> None:
+        """If the session is a worker, it is idle: of its part it did not hear, or was not heard."""
+        worker = self._by_session.get(session.number)
+        if worker is None or worker.running is None:
+            return
+        if not worker.running.stale:
+            _take_back(worker.running)
+        worker.running = worker.stopped_ns = None
 
     def stopped(self, session: Session, now_ns: int) -> None:
         """The session's process was seen stopped; of interest if it is a busy worker."""
@@ -258,19 +295,25 @@ class Jobs:
 
     def assign(self, now_ns: int) -> list[tuple[Worker, RunPart]]:
         """Give pending parts to idle workers: the oldest job first, one part a worker."""
-        idle = deque(worker for worker in self.workers if worker.running is None)
+        idle = deque(
+            worker for worker in self.workers if worker.running is None and worker.session.reachable
+        )
         if not (idle and self._jobs):
             return []
-        stale = [w.running for w in self.workers if w.running is not None and w.running.stale]
+        stale: list[Assignment | Unheard] = [
+            w.running for w in self.workers if w.running is not None and w.running.stale
+        ]
+        stale += self._unheard.values()
         sent: list[tuple[Worker, RunPart]] = []
         for job in self.live:
             barring = [one for one in stale if bars(one, job)]
-            if any(one.job is not job for one in barring):
+            own = [one.part for one in barring if isinstance(one, Assignment) and one.job is job]
+            if len(own) < len(barring):
                 continue
             for part in job.pending:
                 if not idle:
                     return sent
-                if not any(one.part is part for one in barring):
+                if part not in own:
                     sent.append(self._send(idle.popleft(), job, part, now_ns))
         return sent
 
@@ -282,12 +325,12 @@ class Jobs:
         list of Job
             Those of them that have waited for too long.
         """
-        self.patience.look_at(self.live, self.workers, now_ns)
+        self.patience.look_at(self.live, self.workers, self._unheard.values(), now_ns)
         return self.patience.over_for(self.live, now_ns)
 
-    def in_the_way(self, job: Job) -> list[Worker]:
-        """The stopped workers that a waiting job waits for; none if there are no workers."""
-        return in_the_way(job, self.workers)
+    def in_the_way(self, job: Job) -> list[Session]:
+        """The workers that a waiting job waits for; none if there are no workers."""
+        return in_the_way(job, self.workers, self._unheard.values())
 
     @property
     def waiting(self) -> int:
@@ -369,6 +412,7 @@ class Jobs:
             assert self._first_number < number <= self._last_worker
             assert self._by_session[worker.session.number] is worker
             assert worker.stopped_ns is None or worker.running is not None, "stopped at nothing"
+        assert not self._unheard.keys() & self._by_session.keys(), "heard of"
         running = [worker.running for worker in self.workers if worker.running is not None]
         at_work = {one.part for one in running if not one.stale}
         assert len(at_work) == sum(not one.stale for one in running), "one part at two workers"

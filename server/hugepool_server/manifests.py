@@ -217,6 +217,7 @@ class Manifests:
         return self._dir_fd
 
     def _read(self, dir_fd: int, boot: str) -> Found:
+        whole: dict[int, ArrayRecord] = {}
         damaged: dict[int, str] = {}
         left = []
         unfinished = stale = 0
@@ -235,12 +236,13 @@ class Manifests:
                     _put_away(dir_fd, name, self._runtime_directory)
                     continue
                 if record.boot_id == boot:
-                    self._records[segment_id] = record
+                    whole[segment_id] = record
                 else:
                     os.unlink(name, dir_fd=dir_fd)
                     stale += 1
+        self._records = whole
         return Found(
-            tuple(self._records.values()),
+            tuple(whole.values()),
             damaged,
             frozenset(damaged) | quarantined_segments(self._runtime_directory),
             unfinished,

@@ -162,6 +162,22 @@ class Worker:
     parts_done: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Unheard:
+    """A worker of an earlier coordinator, which may be at a part that nobody knows any more.
+
+    Parameters
+    ----------
+    session
+        Its session, which was taken over.
+    written
+        The segments that it may write until it registers again or ends.
+    """
+
+    session: Session
+    written: frozenset[int]
+
+
 def clipped(timing: Timing, **known: int) -> Timing:
     """A report as it is kept: short enough that 128 fit a frame.
 

@@ -6,6 +6,9 @@ and until it is through nobody can know that the rows are right: kernels write s
 that are not complete yet, and two that add to the same rows would add twice. So a part
 that writes is never run by another worker while the one that has it may still
 write; its job waits until that one reports or ends, and fails when this takes too long.
+
+The same holds for the workers of an earlier coordinator, which compute on for a while
+what that one had told them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from hugepool_server.parts import Assignment, Job, Worker
+from hugepool_server.leases import Session
+from hugepool_server.parts import Assignment, Job, Unheard, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,21 @@ class Patience:
             and _may_be_taken_back(worker.running)
         ]
 
-    def look_at(self, jobs: Iterable[Job], workers: Collection[Worker], now_ns: int) -> None:
+    def look_at(
+        self,
+        jobs: Iterable[Job],
+        workers: Collection[Worker],
+        unheard: Collection[Unheard],
+        now_ns: int,
+    ) -> None:
         """Note which jobs wait, from when on, and which do not any more."""
         stuck = _stuck(workers)
-        able = len(stuck) < len(workers)
+        able = any(
+            worker.session.reachable if worker.running is None else worker not in stuck
+            for worker in workers
+        )
         for job in jobs:
-            if not _waits(job, stuck, able):
+            if not _waits(job, stuck, unheard, able):
                 job.waiting_ns = None
             elif job.waiting_ns is None:
                 job.waiting_ns = now_ns
@@ -76,17 +89,19 @@ class Patience:
         return min(ends, default=None)
 
 
-def in_the_way(job: Job, workers: Collection[Worker]) -> list[Worker]:
-    """The stopped workers that a waiting job waits for; none if there are no workers at all."""
+def in_the_way(
+    job: Job, workers: Collection[Worker], unheard: Collection[Unheard]
+) -> list[Session]:
+    """Whom a waiting job waits for: those that may write what it uses, or else all of them."""
     stuck = _stuck(workers)
-    if len(stuck) == len(workers):
-        return stuck
-    return [worker for worker in stuck if worker.running and bars(worker.running, job)]
+    barring = [worker.session for worker in stuck if worker.running and bars(worker.running, job)]
+    barring += [one.session for one in unheard if bars(one, job)]
+    return barring or [worker.session for worker in stuck]
 
 
-def bars(stale: Assignment, job: Job) -> bool:
+def bars(stale: Assignment | Unheard, job: Job) -> bool:
     """Whether what a worker may still write keeps a job, or a part of its own one, waiting."""
-    if stale.job is job:
+    if isinstance(stale, Assignment) and stale.job is job:
         return bool(stale.written)
     return not stale.written.isdisjoint(job.segment_ids())
 
@@ -104,10 +119,10 @@ def _stuck(workers: Iterable[Worker]) -> list[Worker]:
     ]
 
 
-def _waits(job: Job, stuck: Sequence[Worker], able: bool) -> bool:
+def _waits(job: Job, stuck: Sequence[Worker], unheard: Collection[Unheard], able: bool) -> bool:
     if job.standing or job.running:
         return False
-    if not able:
+    if not able or any(bars(one, job) for one in unheard):
         return True
     barring = [w.running for w in stuck if w.running is not None and bars(w.running, job)]
     if any(stale.job is not job for stale in barring):

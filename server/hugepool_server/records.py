@@ -236,7 +236,7 @@ def _wrong_array(record: ArrayRecord) -> str:
         (
             0 < segment.length <= MAX_EXTENT
             and segment.length >= nbytes
-            and segment.length % page == 0,
+            and segment.length % max(page, 1) == 0,
             "its length",
         ),
         (

@@ -36,6 +36,8 @@ class Recovery:
     """What the manifests gave."""
     lost: dict[int, str]
     """Why each lost array is lost, with its name, by segment id."""
+    kept: tuple[str, ...]
+    """Paths of the segments whose manifests are in quarantine."""
     orphans: Reclaimed
     """Segments without a manifest, removed."""
     changed_modes: int
@@ -47,7 +49,9 @@ class Recovery:
         """What somebody who reads the log should know."""
         for segment_id, reason in self.found.damaged.items():
             name = paths.manifest_name(segment_id)
-            yield f"{name} is damaged and was put into quarantine, its segment is kept: {reason}"
+            yield f"put {name} into quarantine: {reason}"
+        for path in self.kept:
+            yield f"kept until its manifest is removed from quarantine: {path}"
         for reason in self.lost.values():
             yield f"lost {reason}"
         if self.orphans.count:
@@ -105,10 +109,15 @@ def recover(
         finally:
             os.close(fd)
     # Of those that are lost too: a file in the place of another is not ours to judge.
-    known = {record.segment.path for record in found.records}
+    known = {record.segment.segment_id for record in found.records}
+    kept = []
 
     def keep(path: str) -> bool:
-        return path in known or paths.file_segment(os.path.basename(path)) in found.quarantined
+        segment_id = paths.file_segment(os.path.basename(path))
+        if segment_id in found.quarantined:
+            kept.append(path)
+            return True
+        return segment_id in known
 
     orphans = directories.prune(keep)
     alive = tuple(session for session in sessions if session.boot_id == boot)
@@ -116,6 +125,7 @@ def recover(
         event=Recovered(found.records, frozenset(lost), alive),
         found=found,
         lost=lost,
+        kept=tuple(kept),
         orphans=orphans,
         changed_modes=changed_modes,
         dead_sessions=len(sessions) - len(alive),

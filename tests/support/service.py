@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hugepool_common.paths import address_of
+from hugepool_common.paths import COORDINATOR_NAME, address_of
 
 
 class Service:
@@ -48,10 +48,10 @@ class Service:
             *("--runtime-dir", str(self.directory), *options),
         )
 
-    def restart(self, *options: str) -> Service:
+    def restart(self, *options: str, prefix: Sequence[str] = ()) -> Service:
         """SIGKILL the coordinator and start the next one on its directory."""
         self.kill()
-        return self.start(*options)
+        return self.start(*options, prefix=prefix)
 
     def spawn(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Start any process that is to be ended with the test."""
@@ -65,10 +65,12 @@ class Service:
         self._processes.append(process)
         return process
 
-    def python(self, script: str, **environment: str) -> subprocess.Popen[str]:
+    def python(
+        self, script: str, *, prefix: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[str]:
         """Start a Python script that is told lines, and says lines."""
         process = subprocess.Popen(
-            [sys.executable, "-c", script],
+            [*prefix, sys.executable, "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -111,6 +113,17 @@ class Service:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Remove what a coordinator that was killed last left for one that will never come."""
+        if not (self.directory / COORDINATOR_NAME).exists():
+            return
+        last = self.begin("--log-level", "error")
+        assert last.stdout is not None
+        last.stdout.readline()
+        last.terminate()
+        last.communicate()
 
 
 def said(process: subprocess.Popen[str]) -> str:

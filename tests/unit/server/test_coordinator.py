@@ -966,6 +966,26 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     assert [timing.pid for timing in client.reply(job, JobDone).timings] == [two.identity.pid] * 2
 
 
+def test_a_worker_that_cannot_be_told_keeps_all_that_it_has_and_gets_no_more(
+    bench: Bench,
+) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.create("x")
+    one.attach("x")
+    job = client.submit(("x", "x"), rows=(0, 1, 2, 3, 4))
+    first, second = one.part(), two.part()
+    one.vanish()
+    two.done(second)
+    third = two.part()
+    assert client.call(Describe("x"), Described).reader_pids == (101, 102, 103)
+    two.vanish()
+    assert not one.reply(one.done(first), PartAccepted).stale, "it is heard of again"
+    fourth = one.part()
+    one.done(fourth)
+    assert not two.reply(two.done(third), PartAccepted).stale
+    assert client.reply(job, JobDone)
+
+
 def test_a_cancelled_job_is_answered_at_once(bench: Bench) -> None:
     client, worker = bench.client(), bench.worker()
     running, queued = client.submit(), client.submit()

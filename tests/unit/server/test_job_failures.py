@@ -1,4 +1,4 @@
-"""Jobs whose workers end, stop or stay away: what is run again, what waits, and what fails."""
+"""What clients and workers hear when workers end, stop, stay away or outlive a coordinator."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hugepool_common.messages import (
     Failed,
     Goodbye,
     GoodbyeSaid,
+    Held,
     JobDone,
     Operand,
     PartAccepted,
-    PartOperand,
+    RegisterWorker,
     RunPart,
     Seal,
     Stats,
     SubmitJob,
+    WorkerRegistered,
 )
 from hugepool_server.coordinator import Limits
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
-from hugepool_server.parts import PartState
 from support.coordination import Bench, Client
-from support.crowd import CLIENT, Crowd, operand, session
 
 LIMITS = Limits(worker_patience_ns=3_000_000_000, stopped_patience_ns=1_000_000_000)
 
@@ -34,309 +34,6 @@ LIMITS = Limits(worker_patience_ns=3_000_000_000, stopped_patience_ns=1_000_000_
 @pytest.fixture
 def bench() -> Bench:
     return Bench(LIMITS)
-
-
-# A stopped worker's part ------------------------------------------------------
-
-
-def test_a_part_is_taken_back_when_its_worker_has_been_stopped_for_long() -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(2)
-    assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1)]
-    crowd.report(2, 1, 1)
-    assert crowd.all.wake_ns is None
-    assert crowd.stop(1, 1000) == []
-    assert crowd.all.wake_ns == 1100
-    assert crowd.stop(1, 1099) == [], "it counts from the first time"
-    assert job.parts[0].epoch == 1
-    assert crowd.settle(1100) == [(2, 1, 0, 2)]
-    assert crowd.all.wake_ns is None
-    assert not crowd.report(1, 1, 0, epoch=1), "its report is stale"
-    assert crowd.report(2, 1, 0, epoch=2)
-    assert job.over
-
-
-@pytest.mark.parametrize("how", ["continued", "reported"])
-def test_a_worker_that_goes_on_in_time_keeps_its_part(how: str) -> None:
-    crowd = Crowd(2)
-    crowd.submit(2)
-    crowd.assign()
-    crowd.stop(1, 1000)
-    if how == "continued":
-        assert crowd.go_on(1, 1050) == []
-        assert crowd.all.wake_ns is None
-        assert crowd.stop(1, 1090) == [], "it counts anew"
-        assert crowd.settle(1189) == []
-    assert crowd.report(1, 1, 0)
-    assert crowd.workers[0].stopped_ns is None
-    assert crowd.all.wake_ns is None
-
-
-def test_a_stale_worker_gets_no_part_until_it_reports() -> None:
-    crowd = Crowd(2)
-    crowd.submit(2)
-    crowd.assign()
-    crowd.stop(1, 1000)
-    crowd.report(2, 1, 1)
-    assert crowd.settle(1100) == [(2, 1, 0, 2)]
-    crowd.submit(1)
-    assert crowd.go_on(1, 1200) == [], "it runs, and is still at what it was given"
-    assert not crowd.report(1, 1, 0)
-    assert crowd.workers[0].parts_done == 0
-    assert crowd.assign() == [(1, 2, 0, 1)]
-
-
-def test_what_may_still_be_written_is_given_to_nobody() -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(3, operand(1), operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(1, 1000)
-    assert crowd.settle(1100) == []
-    assert (job.parts[0].state, job.parts[0].epoch) == (PartState.PENDING, 2)
-    crowd.report(2, 1, 1)
-    assert crowd.assign() == [(2, 1, 2, 1)], "its other rows are nobody else's"
-    crowd.report(2, 1, 2)
-    assert crowd.assign() == []
-    assert not crowd.report(1, 1, 0, epoch=1)
-    assert crowd.assign() == [(1, 1, 0, 2)]
-    assert crowd.report(1, 1, 0, epoch=2)
-    assert job.over
-
-
-def test_a_stopped_worker_that_ends_sets_its_part_free_and_is_no_loss() -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(1, operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(1, 1000)
-    assert crowd.settle(1100) == []
-    crowd.end(1)
-    assert crowd.assign() == [(2, 1, 0, 2)]
-    assert job.parts[0].losses == 0
-    crowd.end(2)
-    assert (job.parts[0].losses, job.parts[0].epoch) == (1, 3)
-
-
-def test_a_later_job_over_what_may_still_be_written_waits() -> None:
-    crowd = Crowd(3)
-    crowd.submit(1, operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(1, 1000)
-    crowd.settle(1100)
-    crowd.submit(1, operand(2))
-    crowd.submit(1, operand(3))
-    assert crowd.assign() == [(2, 3, 0, 1)]
-    assert not crowd.report(1, 1, 0)
-    assert crowd.assign() == [(1, 1, 0, 2), (3, 2, 0, 1)]
-
-
-def test_the_end_of_a_stale_worker_s_job_leaves_its_part_alone() -> None:
-    crowd = Crowd(1)
-    job = crowd.submit(1, operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(1, 1000)
-    crowd.all.finish(job, failed=True)
-    assert crowd.settle(1100) == []
-    assert job.parts[0].epoch == 1, "nobody is to have it"
-    crowd.end(1)
-    assert (job.parts[0].epoch, job.parts[0].losses) == (1, 0)
-
-
-def test_only_busy_workers_can_be_stopped() -> None:
-    crowd = Crowd(1)
-    assert crowd.stop(1, 1000) == []
-    crowd.all.stopped(CLIENT, 1000)
-    crowd.all.continued(CLIENT)
-    assert crowd.all.wake_ns is None
-    crowd.submit(1)
-    assert crowd.assign() == [(1, 1, 0, 1)]
-    assert crowd.settle(1100) == []
-    assert crowd.all.wake_ns is None
-
-
-def test_members_of_a_crew_are_left_to_their_leader() -> None:
-    crowd = Crowd(1)
-    crew = crowd.submit(1, operand(2, writable=True), standing=True)
-    crowd.assign()
-    crowd.stop(1, 1000)
-    assert crowd.all.wake_ns is None
-    assert crowd.settle(100_000) == []
-    assert crew.parts[0].epoch == 1
-    crowd.all.finish(crew, failed=True)
-    crowd.submit(1, operand(2))
-    crowd.settle(100_000)
-    assert crowd.all.waiting == 1, "but when the crew is over it is a worker like all"
-
-
-# Waiting ----------------------------------------------------------------------
-
-
-def test_a_job_whose_workers_are_all_gone_waits_for_another() -> None:
-    crowd = Crowd(2)
-    running, queued = crowd.submit(2), crowd.submit(1)
-    crowd.assign()
-    crowd.end(1)
-    assert crowd.settle(1500) == []
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (0, None)
-    crowd.end(2)
-    assert crowd.settle(2000) == []
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (2, 5000)
-    assert crowd.settle(4999) == []
-    assert crowd.all.live == (running, queued)
-    crowd.sessions.append(session(4))
-    crowd.workers.append(crowd.all.register(crowd.sessions[2], ()))
-    assert crowd.settle(4999) == [(3, 1, 0, 2)]
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (0, None)
-    assert crowd.settle(50_000) == []
-    assert crowd.all.live == (running, queued)
-
-
-def test_a_job_that_nobody_takes_up_fails_when_patience_ends() -> None:
-    crowd = Crowd(1)
-    job = crowd.submit(1)
-    crowd.assign()
-    crowd.end(1)
-    crowd.settle(2000)
-    crowd.settle(4999)
-    assert not job.over
-    crowd.settle(5000)
-    assert job.over
-    assert (crowd.all.failed_count, crowd.all.waiting, crowd.all.wake_ns) == (1, 0, None)
-
-
-def test_a_job_for_a_stopped_worker_s_rows_fails_when_patience_ends() -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(2, operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(1, 1000)
-    crowd.settle(1100)
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (0, None), "another part is running"
-    crowd.report(2, 1, 1)
-    crowd.settle(2000)
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (1, 5000)
-    assert crowd.all.in_the_way(job) == [crowd.workers[0]]
-    crowd.settle(5000)
-    assert job.over
-    later = crowd.submit(1, operand(2))
-    crowd.settle(6000)
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (1, 9000), "nor does a later one hang"
-    assert crowd.all.in_the_way(later) == [crowd.workers[0]]
-    assert crowd.go_on(1, 7000) == []
-    assert crowd.all.waiting == 0, "it computes, and will report"
-    assert crowd.settle(50_000) == []
-    assert not crowd.report(1, 1, 0)
-    assert crowd.settle(50_001) == [(1, 2, 0, 1)]
-
-
-def test_a_job_does_not_wait_while_somebody_may_take_it_up() -> None:
-    crowd = Crowd(2)
-    other = crowd.submit(1)
-    crowd.assign()
-    late = crowd.submit(2, operand(2, writable=True))
-    crowd.assign()
-    crowd.stop(2, 1000)
-    crowd.settle(1100)
-    assert late.parts[0].epoch == 2
-    assert crowd.all.waiting == 0, "the first worker can do its second part"
-    crowd.report(1, other.number, 0)
-    assert crowd.settle(1200) == [(1, 2, 1, 1)]
-    crowd.report(1, 2, 1)
-    assert crowd.settle(1300) == []
-    assert crowd.all.waiting == 1, "now only what the stopped one may write is left"
-
-
-def test_a_job_waits_when_every_worker_is_stopped() -> None:
-    crowd = Crowd(2)
-    first = crowd.submit(2)
-    crowd.assign()
-    second = crowd.submit(1)
-    crowd.stop(1, 1000)
-    crowd.settle(1100)
-    assert crowd.all.waiting == 0
-    crowd.stop(2, 1100)
-    assert crowd.all.wake_ns == 1200
-    crowd.settle(1200)
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (2, 4200)
-    assert crowd.all.in_the_way(second) == crowd.workers
-    crowd.go_on(2, 1300)
-    assert crowd.all.waiting == 0
-    assert not crowd.report(2, 1, 1)
-    assert crowd.settle(1400) == [(2, 1, 0, 2)]
-    assert not first.over
-
-
-def test_patience_that_ends_first_is_the_one_to_wake_for() -> None:
-    crowd = Crowd(2)
-    crowd.submit(1, operand(2, writable=True))
-    crowd.submit(1)
-    crowd.assign()
-    crowd.stop(1, 1000)
-    crowd.settle(1100)
-    assert crowd.all.wake_ns == 4100
-    crowd.stop(2, 1200)
-    assert crowd.all.wake_ns == 1300
-
-
-def test_a_standing_job_waits_for_ever_and_is_taken_up() -> None:
-    crowd = Crowd(1)
-    crew = crowd.submit(1, standing=True)
-    crowd.assign()
-    crowd.end(1)
-    crowd.settle(2000)
-    assert (crowd.all.waiting, crowd.all.wake_ns) == (0, None)
-    crowd.settle(1 << 60)
-    assert not crew.over
-    crowd.sessions.append(session(4))
-    crowd.all.register(crowd.sessions[1], ())
-    assert crowd.settle(1 << 60) == [(2, 1, 0, 2)]
-
-
-# What may be run once ---------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["ended", "stopped"])
-def test_a_part_that_adds_to_what_is_there_is_not_run_again(how: str) -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(3, operand(2, writable=True), once=True)
-    crowd.assign()
-    crowd.report(2, 1, 1)
-    assert crowd.all.doomed() == []
-    assert crowd.assign() == [(2, 1, 2, 1)]
-    if how == "ended":
-        crowd.end(1)
-    else:
-        crowd.stop(1, 1000)
-        crowd.all.take_back_stopped(1100)
-    assert crowd.all.doomed() == [(job, job.parts[0])]
-    assert crowd.settle(1100) == []
-    assert job.over
-
-
-def test_an_idle_worker_s_end_harms_no_job_that_is_run_once() -> None:
-    crowd = Crowd(2)
-    job = crowd.submit(1, operand(2, writable=True), once=True)
-    crowd.assign()
-    crowd.end(2)
-    assert crowd.all.doomed() == []
-    assert crowd.report(1, 1, 0)
-    assert job.over
-
-
-@pytest.mark.parametrize(
-    ("operands", "once"),
-    [
-        ((operand(1), operand(2, writable=True)), False),
-        ((operand(1), operand(1, role="idx"), operand(2, writable=True)), False),
-        ((operand(1), operand(2, role="idx"), operand(2, writable=True)), True),
-        ((operand(2, writable=True), operand(2, writable=True, role="carry")), True),
-    ],
-)
-def test_what_is_written_over_its_own_source_is_run_once(
-    operands: tuple[PartOperand, ...], once: bool
-) -> None:
-    assert Crowd(1).submit(1, *operands).once is once
-
-
-# Through the coordinator ------------------------------------------------------
 
 
 def stop(worker: Client) -> None:
@@ -473,9 +170,9 @@ def test_rows_that_a_stopped_worker_may_write_are_not_given_away(bench: Bench) -
     tick(bench)
     failed = client.reply(job, Failed)
     assert failed.code == ErrorCode.JOB_FAILED
-    assert "waited 3 s for stopped workers" in failed.message
+    assert "waited 3 s for workers that are stopped" in failed.message
     pid = one.identity.pid
-    assert failed.had == f"stopped: pid {pid}"
+    assert failed.had == f"pid {pid}"
     assert f"kill -CONT {pid}" in failed.remedy and f"kill -KILL {pid}" in failed.remedy
     client.refused(Seal("out"), ErrorCode.ARRAY_BUSY)
     # Again into another array: that works.
@@ -543,3 +240,61 @@ def test_a_busy_worker_out_of_reach_keeps_its_part(bench: Bench) -> None:
     assert two.notices(RunPart) == []
     assert not one.reply(one.done(part), PartAccepted).stale
     assert client.reply(job, JobDone)
+
+
+# After a restart --------------------------------------------------------------
+
+
+def restarted(bench: Bench) -> tuple[Client, Client, Client]:
+    """A client that writes `out` and reads `x`, a worker at a lost part, and a fresh one."""
+    client, old = bench.client(), bench.worker()
+    client.sealed("x")
+    lease = client.create("out")
+    client.submit(("x", "x"), ("out", "out", True), rows=(0, 1))
+    old.part()
+    bench.restart()
+    segment_id = lease.array.segment.segment_id
+    assert client.resume(Held(lease.lease, segment_id, readonly=False)).gone == ()
+    return client, old, bench.worker()
+
+
+def test_what_a_worker_of_before_may_write_is_left_to_it_until_it_is_heard(bench: Bench) -> None:
+    client, old, fresh = restarted(bench)
+    again = client.submit(("x", "x"), ("out", "out", True), rows=(0, 1))
+    assert fresh.notices(RunPart) == []
+    assert waiting(client) == 1
+    old.resume()
+    assert fresh.notices(RunPart) == [], "it may be at that part still"
+    old.call(RegisterWorker(), WorkerRegistered)
+    assert waiting(client) == 0
+    fresh.done(fresh.part())
+    assert client.reply(again, JobDone)
+
+
+def test_the_end_of_a_worker_of_before_sets_free_what_it_may_have_written(bench: Bench) -> None:
+    client, old, fresh = restarted(bench)
+    again = client.submit(("out", "out", True), rows=(0, 1))
+    assert fresh.notices(RunPart) == []
+    old.exit()
+    fresh.done(fresh.part())
+    assert client.reply(again, JobDone)
+    assert bench.coordinator.wake_ns is None
+
+
+def test_what_no_worker_of_before_can_write_is_used_at_once(bench: Bench) -> None:
+    client, _, fresh = restarted(bench)
+    client.create("fresh")
+    job = client.submit(("x", "x"), ("out", "fresh", True), rows=(0, 1))
+    fresh.done(fresh.part())
+    assert client.reply(job, JobDone)
+
+
+def test_a_worker_of_before_is_not_waited_for_for_ever(bench: Bench) -> None:
+    client, old, fresh = restarted(bench)
+    job = client.submit(("x", "out"), rows=(0, 1))
+    tick(bench)
+    failed = client.reply(job, Failed)
+    assert failed.code == ErrorCode.JOB_FAILED
+    assert "before the coordinator was restarted" in failed.message
+    assert failed.had == f"pid {old.identity.pid}"
+    assert fresh.notices(RunPart) == []

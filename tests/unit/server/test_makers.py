@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -255,6 +256,54 @@ def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
     assert workshop.written() == {}
     directory, _ = workshop.directories.on("/dev/shm")
     assert settles(lambda: os.listdir(directory) == [])
+
+
+def test_what_is_cancelled_too_late_has_no_manifest_either(workshop: Workshop) -> None:
+    token = workshop.begin(spec_of("x"))
+    made = workshop.outcome()
+    assert isinstance(made, events.SegmentMade)
+    assert list(workshop.written()) == [made.segment.segment_id]
+    workshop.makers.cancel(token)  # the state machine has not heard of it yet
+    assert workshop.written() == {}
+    workshop.makers.unlink(made.segment)
+
+    token = workshop.begin(spec_of("y"))
+    made = workshop.outcome()
+    workshop.makers.settled(token)
+    workshop.makers.cancel(token)
+    assert list(workshop.written()) == [made.segment.segment_id]
+
+
+def test_a_segment_that_cannot_be_removed_is_removed_later(
+    tmp_path: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = mounts.tmpfs("size=1m,mode=0700")
+    monkeypatch.setenv("HUGEPOOL_MOUNT", mount)
+    workshop = Workshop(tmp_path)
+    try:
+        segment = replaced(workshop.make(spec_of("x")), mount, workshop)
+        mounts.make_read_only(mount)
+        workshop.makers.unlink(segment)
+        assert os.path.exists(segment.path)
+        workshop.makers.retry()
+        assert os.path.exists(segment.path)
+        mounts.make_writable(mount)
+        workshop.makers.retry()
+        assert not os.path.exists(segment.path)
+    finally:
+        workshop.close()
+
+
+def replaced(made: Segment, mount: str, workshop: Workshop) -> Segment:
+    """A segment on a mount, wherever the ladder put the first one."""
+    dir_fd, dir_path = workshop.directories.on(mount)
+    name = paths.segment_file_name(made.segment_id)
+    os.close(os.open(name, os.O_CREAT | os.O_RDWR, 0o600, dir_fd=dir_fd))
+    status = os.stat(name, dir_fd=dir_fd)
+    path = os.path.join(dir_path, name)
+    return msgspec.structs.replace(
+        made, path=path, device=status.st_dev, inode=status.st_ino, length=4096
+    )
 
 
 def test_an_embedded_coordinator_writes_nothing_down(tmp_path: Path) -> None:
