@@ -258,6 +258,10 @@ class World(RuleBasedStateMachine):
             for number, told in out.forgotten[client].items():
                 told.rows = None
                 out.leases.pop(number, None)
+        living = {bench.tokens[number].token for number in bench.locked}
+        for number, record in bench.disk.items():
+            if not record.sealed and record.owner not in living:
+                out.ownerless.add(number)
         if lost is not None and bench.disk:
             bench.lost.add(sorted(bench.disk)[lost % len(bench.disk)])
         out.cut = set(out.clients)

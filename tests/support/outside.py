@@ -57,6 +57,8 @@ class Outside:
         Those of them whose token is gone: the leases that each will claim.
     deaf
         Those that may have been granted a lease and not been told.
+    ownerless
+        Unsealed segments whose owner was gone when a coordinator began: they go at once.
     owed
         What was asked and not answered; a request of a connection that ended is owed nothing.
     """
@@ -72,6 +74,7 @@ class Outside:
     sealed: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
     destroyed: set[int] = field(default_factory=set)
+    ownerless: set[int] = field(default_factory=set)
     workers: set[Client] = field(default_factory=set)
     at_work: dict[Client, RunPart] = field(default_factory=dict)
     epochs: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -247,7 +250,8 @@ class Outside:
         promised = self.sealed - self.superseded | self.sealed & held
         assert promised <= kept | self.destroyed | self.bench.lost, "a sealed array went"
         written = {told.segment_id for told in self.leases.values() if not told.readonly}
-        assert written <= kept | self.destroyed | self.bench.lost, "a writer's array went"
+        excused = self.destroyed | self.ownerless | self.bench.lost
+        assert written <= kept | excused, "a writer's array went"
 
     def _check_names(self) -> None:
         """Were the coordinator killed now, the next one would have the same names."""
