@@ -65,6 +65,7 @@ from hugepool_server.events import (
     WorkerStopped,
 )
 from support.coordination import REFUSAL, STEP_NS, Bench, Client, array_spec
+from support.examples import examples
 from support.outside import Outside
 
 NAMES = st.sampled_from("ab")
@@ -553,5 +554,7 @@ def _report(part: RunPart, *, well: bool) -> PartDone | PartFailed:
     return PartFailed(part.job, part.part, part.epoch, REFUSAL)
 
 
-World.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=examples(100), stateful_step_count=60, deadline=None
+)
 TestCoordinator = World.TestCase
