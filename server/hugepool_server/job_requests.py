@@ -29,7 +29,6 @@ from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
 from hugepool_server.jobs import Assignment, Job, Part, clipped, no_workers
 from hugepool_server.leases import Asker, Session
-from hugepool_server.registry import ArrayState
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -101,9 +100,8 @@ class JobRequests:
                     needed="a writable lease",
                     remedy="attach it with readonly=False first",
                 )
-        sealed = found.state is ArrayState.SEALED
         return PartOperand(
-            operand.role, found.spec, found.segment, operand.writable, operand.view, sealed
+            operand.role, found.spec, found.segment, operand.writable, operand.view, found.sealed
         )
 
     def part_done(self, asker: Asker, request: PartDone, now_ns: int) -> Message:

@@ -171,16 +171,18 @@ class Jobs:
         Most jobs queued or running at once.
     max_workers
         Most workers registered at once.
+    first_number
+        Jobs and workers are numbered from the next one.
     """
 
-    def __init__(self, *, max_jobs: int, max_workers: int) -> None:
+    def __init__(self, *, max_jobs: int, max_workers: int, first_number: int = 0) -> None:
         self._max_jobs = max_jobs
         self._max_workers = max_workers
         self._jobs: dict[int, Job] = {}
         self._workers: dict[int, Worker] = {}
         self._by_session: dict[int, Worker] = {}
-        self._last_job = 0
-        self._last_worker = 0
+        self._last_job = first_number
+        self._last_worker = first_number
         self.done_count = 0
         self.failed_count = 0
         self.timings: deque[Timing] = deque(maxlen=TIMINGS_KEPT)

@@ -25,6 +25,7 @@ from hugepool_common.messages import (
     ArrayCreated,
     Attach,
     Attached,
+    Bind,
     Cancel,
     CreateArray,
     Describe,
@@ -58,7 +59,6 @@ from hugepool_server.events import (
     SealRefused,
     SegmentProgress,
     SegmentRefused,
-    SegmentSealed,
     Send,
 )
 from support.coordination import REFUSAL, Bench, Client, array_spec
@@ -192,6 +192,8 @@ class World(RuleBasedStateMachine):
         client = self.bench.client(uid=uid, hello=False)
         self.clients.append(client)
         self.ask(client, Hello("me", "0"))
+        self.bench.locked.add(client.session)
+        self.ask(client, Bind())
         if worker:
             self.register(len(self.clients) - 1)
 
@@ -326,10 +328,12 @@ class World(RuleBasedStateMachine):
     def end_sealing(self, choice: int, well: bool) -> None:
         bench = self.bench
         token = sorted(bench.sealing)[choice % len(bench.sealing)]
-        segment = bench.sealing.pop(token).segment
         if well:
-            self.sealed_ids.add(segment.segment_id)
-        bench.handle(SegmentSealed(token, segment) if well else SealRefused(token, REFUSAL))
+            self.sealed_ids.add(bench.sealing[token].segment.segment_id)
+            bench.handle(bench.write_sealed(token))
+        else:
+            del bench.sealing[token]
+            bench.handle(SealRefused(token, REFUSAL))
         self.read()
 
     # Jobs ---------------------------------------------------------------------
