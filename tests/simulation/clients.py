@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -38,7 +38,6 @@ from hugepool_common.messages import (
     Hello,
     List,
     Listed,
-    Message,
     Operand,
     PartDone,
     PartFailed,
@@ -144,7 +143,7 @@ class Client:
         self.is_worker = is_worker
         self.quiet = False
         self.correlation = 0
-        self._on: dict[type, Callable[[Message, Request | None], None]] = {
+        self._on: dict[type, Callable[[Any, Request | None], None]] = {
             Welcome: self._on_welcome,
             Bound: self._on_bound,
             Resumed: self._on_resumed,
@@ -162,9 +161,9 @@ class Client:
         verbs: list[tuple[int, Callable[[], None]]] = [
             (14, self._create),
             (18, self._attach),
-            (14, self._detach),
-            (12, self._seal),
-            (10, self._publish),
+            (12, self._detach),
+            (14, self._seal),
+            (16, self._publish),
             (5, self._destroy),
             (8, self._submit),
             (2, self._cancel),
@@ -288,11 +287,11 @@ class Client:
             self.ask(self.again.pop(0))
             return True
         if self.is_worker:
-            if not (self.registered or self.quiet or self._asks(RegisterWorker)):
-                self.ask(RegisterWorker())
-                return True
             if self.parts and (self.quiet or self.chance.one_in(3)):
-                self._report()
+                self._finish_part()
+                return True
+            if not (self.registered or self.parts or self._asks(RegisterWorker)):
+                self._register()
                 return True
         if self.quiet or len(self.asked) >= MOST_ASKED:
             return False
@@ -473,10 +472,12 @@ class Client:
 
     def _publish(self) -> None:
         found = self._holding(lambda one: one.sealed)
-        if found is not None:
-            one = found[1]
+        if found is None:
+            return
+        one, target = found[1], self._name()
+        if target != one.name or self.chance.one_in(8):
             segment_id = one.segment_id if self.chance.one_in(2) else 0
-            self.ask(Publish(self._name(), one.name, segment_id))
+            self.ask(Publish(target, one.name, segment_id))
 
     def _destroy(self) -> None:
         self.ask(Destroy(self._name()))
@@ -486,8 +487,15 @@ class Client:
         written = self._holding(lambda one: not one.readonly)
         if written is not None and self.chance.one_in(2):
             operands.append(Operand("out", written[1].name, True))
-        rows = tuple(range(2 + self.chance.pick(3)))
-        self.ask(SubmitJob("gather", tuple(operands), rows, standing=self.chance.one_in(12)))
+        self.ask(
+            SubmitJob(
+                "gather",
+                tuple(operands),
+                tuple(range(2 + self.chance.pick(3))),
+                workers=self.chance.pick(3) if self.chance.one_in(6) else 0,
+                standing=self.chance.one_in(12),
+            )
+        )
 
     def _cancel(self) -> None:
         slow = [n for n, one in self.asked.items() if isinstance(one, CreateArray | SubmitJob)]
@@ -561,11 +569,15 @@ class Client:
         file = one.file
         if file is None or file not in self.process.mapped:
             return
-        others = [other for other in self.held.values() if other.file is file]
-        if not others:
+        self._let_go(file)
+
+    def _let_go(self, file: File) -> None:
+        """Unmap a file, or map it only as its leases allow."""
+        held = [one for one in self.held.values() if one.file is file]
+        if not held:
             self.world.machine.unmap(self.process, file)
         else:
-            writable = any(not other.readonly and not other.sealed for other in others)
+            writable = any(not one.readonly and not one.sealed for one in held)
             self.process.mapped[file] = writable
 
     def _on_published(self, message: Published, request: Request | None) -> None:
@@ -584,8 +596,16 @@ class Client:
             if file is not None and not (file.readonly and operand.writable):
                 self.world.machine.map(self.process, file, writable=operand.writable)
 
-    def _report(self) -> None:
+    def _register(self) -> None:
+        """Between parts; nobody will say when to let go of what was mapped for a former one."""
+        for file in list(self.process.mapped):
+            self._let_go(file)
+        self.ask(RegisterWorker())
+
+    def _finish_part(self) -> None:
         part = self.parts.popleft()
+        if not self.registered:
+            return  # it was begun for a coordinator, or over a connection, that is no more
         if self.chance.one_in(12):
             self.ask(PartFailed(part.job, part.part, part.epoch, ERROR))
         else:
@@ -594,12 +614,7 @@ class Client:
     def _on_drop(self, message: DropSegment, request: Request | None) -> None:
         for file in list(self.process.mapped):
             if file.segment_id == message.segment_id:
-                held = [one for one in self.held.values() if one.file is file]
-                if not held:
-                    self.world.machine.unmap(self.process, file)
-                else:
-                    writable = any(not one.readonly and not one.sealed for one in held)
-                    self.process.mapped[file] = writable
+                self._let_go(file)
 
     def _on_stopping(self, message: CoordinatorStopping, request: Request | None) -> None:
         if self.is_worker and self.chance.one_in(2):
@@ -614,6 +629,10 @@ class Client:
             self._begin_again()
             if self.quiet:
                 self.die(0)
+        elif isinstance(request, Goodbye):
+            self._on_goodbye(GoodbyeSaid(), request)  # there is no such session any more
+        elif isinstance(request, RegisterWorker):
+            self.registered = True  # as far as it can be: there are enough of them
 
     def identity(self) -> Identity:
         """Who it is, by the kernel's word."""

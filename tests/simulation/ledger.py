@@ -26,9 +26,7 @@ from hugepool_common.messages import (
     Detached,
     Failed,
     Goodbye,
-    Hello,
     JobDone,
-    Message,
     Notice,
     PartAccepted,
     PartDone,
@@ -69,7 +67,7 @@ if TYPE_CHECKING:
     from simulation.life import Life
     from simulation.world import World
 
-NOT_REPLIES = Notice.__args__  # type: ignore[attr-defined]
+NOT_REPLIES = Notice.__args__
 
 
 TOLERATE = True
@@ -197,8 +195,8 @@ class Ledger:
         ):
             volatile.clear()
         assert life.epoch << EPOCH_SHIFT >= self.last_session, "epochs do not rise"
-        for record in sessions:
-            self.sessions[record.session] = Session(record.session, record.identity, bound=True)
+        for known in sessions:
+            self.sessions[known.session] = Session(known.session, known.identity, bound=True)
         found = {record.segment.segment_id for record in records}
         for segment_id in [n for n, one in self.arrays.items() if one.gone or n not in found]:
             one = self.arrays.pop(segment_id)
@@ -209,15 +207,20 @@ class Ledger:
             one = self.arrays[record.segment.segment_id]
             one.lost = record.segment.segment_id in lost
             assert record.checksum == one.sealed, "a sealed checksum changed"
-            rival = newest.get(one.name)
-            if not (one.superseded or one.abandoned) and (
-                rival is None or rival.generation < record.generation
-            ):
-                newest[one.name] = record
+            if not one.superseded:
+                rival = newest.get(one.name)
+                if rival is None or self._rank(record) > self._rank(rival):
+                    newest[one.name] = record
             if not one.lost:
                 self.bytes[one.uid] += one.nbytes
         for name, record in newest.items():
             self.names[name] = record.segment.segment_id
+            self.arrays[record.segment.segment_id].abandoned = False
+
+    def _rank(self, record: ArrayRecord) -> tuple[bool, int, int]:
+        """Of manifests with one name, the highest has it; nobody was told of an abandoned one."""
+        number = record.segment.segment_id
+        return not self.arrays[number].abandoned, record.generation, number
 
     # The machine says ---------------------------------------------------------
 
@@ -463,7 +466,8 @@ class Ledger:
         one = self.arrays[segment_id]
         assert not (one.gone or one.lost), f"a lease on {one}"
         if not readonly:
-            assert not one.sealed, "a writable lease on a sealed array"
+            under_way = any(act.segment_id == segment_id for act in self.life.acts)
+            assert not one.sealed or under_way, "a writable lease on a sealed array"
             assert session.identity.uid in (one.uid, 0, self.life.core.uid), "may not write"
         if rows is not None and not readonly:
             for other in self.leases.values():
@@ -497,7 +501,7 @@ class Ledger:
         record = self.machine.manifests[one.segment_id]
         assert record.spec.name == request.name == one.name
         assert record.generation == message.array.generation
-        assert self.names[request.name] == one.segment_id
+        assert one.superseded or self.names[request.name] == one.segment_id
 
     def _destroyed(self, session: Session, request: Destroy, message: Destroyed) -> None:
         assert request.name not in self.names, "destroyed, and still there"
@@ -508,9 +512,7 @@ class Ledger:
         assert self.last_segment < effect.segment_id, "a segment's number was given twice"
         assert effect.segment_id > self.life.epoch << EPOCH_SHIFT
         self.last_segment = effect.segment_id
-        for other in self._makes.values():
-            if other.spec.name == effect.spec.name:
-                self.arrays[other.segment_id].abandoned = True
+        self._take_name(effect.spec.name)
         assert effect.spec.name not in self.names, "made under a name that is taken"
         self._makes[effect.token] = effect
         session = self.sessions[effect.session]
@@ -524,6 +526,12 @@ class Ledger:
             self._token_name(effect.session),
         )
         self.bytes[effect.creator.uid] += effect.spec.nbytes
+
+    def _take_name(self, name: str) -> None:
+        """A name is taken anew: who was making an array under it has given it up."""
+        for other in self._makes.values():
+            if other.spec.name == name:
+                self.arrays[other.segment_id].abandoned = True
 
     def _end_making(self, token: int, *, made: bool) -> None:
         effect = self._makes.pop(token)
@@ -540,8 +548,14 @@ class Ledger:
         self._check_alone(effect.segment_id)
         one = self.arrays[effect.segment_id]
         assert one.sealed, "what is not sealed was published"
+        self._take_name(effect.name)
         for other in self.machine.manifests.values():
-            if other.spec.name == effect.name and other.segment.segment_id != effect.segment_id:
+            number = other.segment.segment_id
+            if (
+                other.spec.name == effect.name
+                and number != effect.segment_id
+                and not self.arrays[number].abandoned
+            ):
                 assert other.generation < effect.generation, "generations do not rise"
         assert effect.token not in self._publications
         self._publications[effect.token] = effect
@@ -613,9 +627,8 @@ class Ledger:
         assert session.working is None, "a second part for a busy worker"
         job = self.jobs.get(message.job)
         if job is None:
-            assert message.job > self.last_job, "a job's number was given twice"
-            assert message.job > self.life.epoch << EPOCH_SHIFT
-            self.last_job = message.job
+            assert message.job > self.life.epoch << EPOCH_SHIFT, "an earlier life's number"
+            self.last_job = max(self.last_job, message.job)
             job = self.jobs[message.job] = Job(0)
         assert message.epoch > job.epochs.get(message.part, 0), "a part's epoch does not rise"
         assert message.part not in job.done, "a part was sent that is done"

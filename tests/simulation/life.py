@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hugepool_common.errors import ErrorCode
-from hugepool_common.messages import Failed
+from hugepool_common.messages import CreateArray, Failed
 from hugepool_common.spec import PageReport, Segment
 from hugepool_server.coordinator import Coordinator
 from hugepool_server.events import (
@@ -30,6 +30,7 @@ from hugepool_server.events import (
     PublishGeneration,
     PublishRefused,
     Recovered,
+    RequestReceived,
     SealRefused,
     SealSegment,
     SegmentMade,
@@ -193,6 +194,7 @@ class Life:
             world.now_ns += 1_000
             if world.story is not None:
                 world.tell(f"  > {event}")
+            world.met[self._met(event)] += 1
             ledger.before(event)
             effects = self.core.handle(event, world.now_ns)
             if world.story is not None:
@@ -206,6 +208,33 @@ class Life:
                 self._perform[type(effect)](effect)
             if self.stopped:
                 return
+
+    def _met(self, event: Event) -> tuple[str, str]:
+        """What came, and what state it found: the pairs that a run has reached."""
+        state = self.core._state
+        kind: type = type(event)
+        if isinstance(event, RequestReceived):
+            kind = type(event.request)
+            session = state.leases.of_peer(event.peer)
+            found = session.state.value if session else "no session"
+            name = getattr(event.request, "name", None)
+            if name is None and kind is CreateArray:
+                name = event.request.spec.name  # type: ignore[union-attr]
+            if name is not None:
+                named = state.registry.named(name)
+                found += ", name " + (named.state.value if named else "free")
+        elif (token := getattr(event, "token", None)) is not None:
+            act = next((act for act in state.registry.acts if act.token == token), None)
+            found = "nothing" if act is None else "abandoned" if act.abandoned else "awaited"
+        elif (number := getattr(event, "session", None)) is not None:
+            session = state.leases.of_number(number)
+            found = session.state.value if session else "no session"
+        elif isinstance(event, PeerUnreachable):
+            session = state.leases.of_peer(event.peer)
+            found = session.state.value if session else "no session"
+        else:
+            found = "any"
+        return kind.__name__, found
 
     # Effects ------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class Settings:
     keep
         A coordinator that is stopped in order leaves everything to the next one.
     faults
-        Of 1000 moves, about how many break something.
+        How many of 1000 moves break something.
     kills
         Whether the coordinator's process is killed.
     """
@@ -109,7 +109,7 @@ def settings_of(seed: int, *, moves: int = 2000) -> Settings:
         max_bytes_per_user=source.choice((0, 0, 4, 8)) * PAGE,
         evil=source.random() < 0.2,
         keep=source.random() < 0.5,
-        faults=source.choice((5, 20, 20, 60)),
+        faults=source.choice((2, 5, 15, 40)),
         kills=source.random() < 0.9,
     )
 
@@ -148,7 +148,7 @@ class World:
         self.ledger = Ledger(self)
         self.names = NAMES[: settings.names]
         self.limits = Limits(
-            max_sessions=max(2, settings.clients + settings.seed % 3 - 1),
+            max_sessions=max(2, settings.clients + settings.seed % 5 - 1),
             max_arrays=3 + settings.seed % 4,
             max_leases_per_session=6,
             max_jobs=3,
@@ -175,7 +175,8 @@ class World:
                 (n, n >= settings.clients - settings.workers) for n in range(settings.clients)
             )
         ]
-        self._deck = self._dealt()
+        self._moves = self._dealt()
+        self._faults = self._dealt_faults()
 
     def _dealt(self) -> list[Callable[[], bool]]:
         moves: list[tuple[int, Callable[[], bool]]] = [
@@ -187,22 +188,21 @@ class World:
             (25, self._pass_time),
             (8, self._tell_of_stopped),
         ]
+        moves += [(8, self._continue_client), (30, self._start_coordinator)]
+        return [move for weight, move in moves for _ in range(weight)]
+
+    def _dealt_faults(self) -> list[Callable[[], bool]]:
         faults: list[tuple[int, Callable[[], bool]]] = [
-            (4, self._kill_client),
-            (2, self._stop_client),
+            (8, self._kill_client),
+            (4, self._stop_client),
             (1, self._exec_client),
             (2, self._remove_segment),
-            (1, self._reconnect),
+            (2, self._reconnect),
             (1, self._jump),
-            (6 if self.settings.kills else 0, self._kill_coordinator),
+            (8 if self.settings.kills else 0, self._kill_coordinator),
             (1, self._stop_coordinator),
         ]
-        deck = [move for weight, move in moves for _ in range(weight)]
-        total = sum(weight for weight, _ in faults)
-        for weight, fault in faults:
-            deck += [fault] * max(weight and 1, weight * self.settings.faults // total)
-        deck += [self._continue_client] * 8 + [self._start_coordinator] * 30
-        return deck
+        return [fault for weight, fault in faults for _ in range(weight)]
 
     # The run ------------------------------------------------------------------
 
@@ -214,10 +214,11 @@ class World:
         AssertionError
             Something is not as it must be.
         """
-        chance, deck = self.chance, self._deck
+        chance, faults = self.chance, self.settings.faults
         for bits in moves:
             chance.bits = bits
-            self._make(chance.of(deck))
+            breaks = chance.pick(1000) < faults
+            self._make(chance.of(self._faults if breaks else self._moves))
         self.come_to_rest()
 
     def _make(self, move: Callable[[], bool]) -> bool:
