@@ -168,7 +168,7 @@ class Coordinator:
             List: self._arrays.list_page,
             Describe: self._arrays.describe,
             Stats: self._stats,
-            RegisterWorker: self._work.register_worker,
+            RegisterWorker: self._sessions.register_worker,
             SubmitJob: self._work.submit_job,
             PartDone: self._work.part_done,
             PartFailed: self._work.part_failed,
@@ -315,6 +315,7 @@ class Coordinator:
             if act.kind is ActKind.MAKE:
                 self._arrays.abandon(act)
                 self._state.reply_late(act, error)
+        self._sessions.drain(error)
         for session in self._state.leases.sessions:
             self._state.notify(session, CoordinatorStopping())
 

@@ -351,7 +351,11 @@ class Jobs:
 
     def assign(self, now_ns: int) -> list[tuple[Worker, RunPart]]:
         """Give pending parts to idle workers: the oldest job first, one part a worker."""
-        idle = deque(worker for worker in self.workers if worker.running is None)
+        idle = deque(
+            worker
+            for worker in self.workers
+            if worker.running is None and worker.session.reachable
+        )
         if not (idle and self._jobs):
             return []
         late = self._written_late()

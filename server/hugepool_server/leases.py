@@ -76,6 +76,8 @@ class Session:
         empty as long as it is not known.
     resuming
         Whether the client may still tell leases that it holds.
+    renewed
+        Whether it has come by another connection and not registered as a worker since.
     waiting
         What is answered when the token was made or looked at.
     leases
@@ -97,6 +99,7 @@ class Session:
     token: str = ""
     token_path: str = ""
     resuming: bool = False
+    renewed: bool = False
     waiting: list[Greeting] = field(default_factory=list)
     leases: dict[int, Lease] = field(default_factory=dict)
     unconfirmed: set[int] = field(default_factory=set)
@@ -243,7 +246,7 @@ class Leases:
         It is to tell what it holds: what it does not tell, it never heard that it has.
         """
         self._by_peer.pop(session.peer, None)
-        session.peer, session.reachable = peer, True
+        session.peer, session.reachable, session.renewed = peer, True, True
         self._by_peer[peer] = session
         session.unconfirmed = set(session.leases)
         self.resume(session)
@@ -500,7 +503,6 @@ class Leases:
         for number, session in self._sessions.items():
             assert session.number == number <= self._last_session
             assert (session.state is SessionState.OPENING) == (not session.token)
-            assert session.state is not SessionState.OPENING or session.waiting
             assert session.state is SessionState.BOUND or not (session.leases or session.held)
             assert len(session.leases) <= self._max_leases
             assert session.unconfirmed <= session.leases.keys()

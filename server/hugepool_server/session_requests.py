@@ -19,6 +19,7 @@ from hugepool_common.messages import (
     Held,
     Hello,
     Message,
+    RegisterWorker,
     Resume,
     Resumed,
     Welcome,
@@ -229,8 +230,6 @@ class SessionRequests:
         try:
             if again is not None:
                 self._greet_again(again, greeting)
-            elif self._state.stopping:
-                raise self._state.stopping_error()
             else:
                 self._open(greeting, identity)
         except HugepoolError as error:
@@ -252,10 +251,20 @@ class SessionRequests:
             for job in self._state.jobs.of_session(session):
                 self._state.jobs.finish(job, failed=True)
             for act in self._state.registry.acts_of(session):
-                if not act.abandoned:
-                    act.asker = None
+                act.asker = None
             self._state.leases.take_up(session, greeting.peer)
         self._welcome(session, greeting)
+
+    def register_worker(self, asker: Asker, request: RegisterWorker, now_ns: int) -> Message:
+        """Make the session a worker.
+
+        One that was a worker at another connection is at no part when it registers again,
+        whatever was sent to it there: that part is another's.
+        """
+        if asker.session.renewed:
+            asker.session.renewed = False
+            self._state.jobs.unregister(asker.session)
+        return self._work.register_worker(asker, request, now_ns)
 
     def resume(self, asker: Asker, request: Resume, now_ns: int) -> Message:
         """Grant again, under their old numbers, the leases that the client holds."""
@@ -328,14 +337,16 @@ class SessionRequests:
             return
         session.reachable = False
         session.knows_workers = True  # that this is no longer so may be what did not arrive
-        # A client may be stopped and still map its arrays: only its death ends its
-        # leases. A worker that cannot be told of parts is of no use, and the parts
-        # that it has must not wait for it. One that is not bound holds nothing.
-        if (
-            session.state is not SessionState.BOUND
-            or self._state.jobs.worker_of(session) is not None
-        ):
+        # A client may be stopped and still map its arrays, and a worker write them: only
+        # its death ends that. One that is not bound holds nothing.
+        if session.state is not SessionState.BOUND:
             self.end(session)
+
+    def drain(self, error: Failed) -> None:
+        """Answer all that wait for a token: the coordinator is stopping."""
+        for session in self._state.leases.sessions:
+            for greeting in _taken(session.waiting):
+                self._answer(greeting, error)
 
     def end(self, session: Session) -> None:
         """Close a session and all that it began or held; its requests are answered if it hears."""

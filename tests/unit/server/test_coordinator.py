@@ -945,7 +945,7 @@ def test_a_part_that_fails_fails_the_job_with_its_own_words(bench: Bench) -> Non
     assert client.call(Stats(), Counted).jobs_failed == 1
 
 
-@pytest.mark.parametrize("how", ["exit", "vanish", "goodbye"])
+@pytest.mark.parametrize("how", ["exit", "goodbye"])
 def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None:
     client, one, two = bench.client(), bench.worker(), bench.worker()
     client.create("x")
@@ -954,8 +954,6 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     match how:
         case "exit":
             one.exit()
-        case "vanish":
-            one.vanish()
         case "goodbye":
             one.call(Goodbye(), GoodbyeSaid)
     assert one.session not in bench.watched
@@ -966,6 +964,26 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     assert (again.part, again.epoch) == (first.part, first.epoch + 1)
     two.done(again)
     assert [timing.pid for timing in client.reply(job, JobDone).timings] == [two.identity.pid] * 2
+
+
+def test_a_worker_that_cannot_be_told_keeps_all_that_it_has_and_gets_no_more(
+    bench: Bench,
+) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.create("x")
+    one.attach("x")
+    job = client.submit(("x", "x"), rows=(0, 1, 2, 3, 4))
+    first, second = one.part(), two.part()
+    one.vanish()
+    two.done(second)
+    third = two.part()
+    assert client.call(Describe("x"), Described).reader_pids == (101, 102, 103)
+    two.vanish()
+    assert not one.reply(one.done(first), PartAccepted).stale, "it is heard of again"
+    fourth = one.part()
+    one.done(fourth)
+    assert not two.reply(two.done(third), PartAccepted).stale
+    assert client.reply(job, JobDone)
 
 
 def test_the_last_workers_end_fails_every_job(bench: Bench) -> None:
