@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hugepool_server.leases import Leases, Session
 
+from hugepool_server.leases import Leases, Session
 from simulation.chance import moves_of
 from simulation.shrinking import failure_of, shrunk, story_of
 from simulation.soak import MOVES, describe, failure_of_seed, run_worlds
