@@ -601,10 +601,10 @@ class Ledger:
             isinstance(event, RequestReceived)
             and isinstance(event.request, Destroy)
             and event.request.name == one.name
+            and named
             and any(isinstance(e, Send) and isinstance(e.message, Destroyed) for e in effects)
         ):
-            if named:
-                return "destroyed"
+            return "destroyed"
         holder = self.names.get(one.name, 0)
         if one.superseded and holder in self._going and holder not in self._unlinked:
             return "older than what is removed"  # in this order, or it could have the name again

@@ -313,9 +313,10 @@ class World:
     def _move_client(self) -> bool:
         """Let a client do something, or the next one that can."""
         chance, clients = self.chance, self.clients
-        first, order = chance.pick(len(clients)), chance.pick(4)
-        for number in range(first, first + len(clients)):
-            client = clients[number % len(clients)]
+        count = len(clients)
+        first, order = chance.pick(count), chance.pick(4)
+        for number in range(first, first + count):
+            client = clients[number % count]
             if client.process.stopped:
                 moved = client.send()  # it was on its way
             elif order == 0:
@@ -325,6 +326,9 @@ class World:
             else:
                 moved = client.send() or client.read() or client.act()
             if moved:
+                if order < 3 and not client.process.stopped:
+                    client.read()
+                    client.send()
                 return True
         return False
 
