@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hugepool import kernels
 from hugepool.array import SharedObject
 from hugepool.channel import Channel
 from hugepool.children import start_worker, stop_processes
@@ -97,8 +98,11 @@ class JobRunner:
         Raises
         ------
         NoWorkersError
-            No worker is registered, or the last one died.
-        JobFailedError, IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
+            No worker is registered, or the last one died and none came within 30 s.
+        JobFailedError
+            Too many workers died at one part; or one did and the kernel adds to what the
+            output held; or a worker has been stopped for 40 s.
+        IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
             What a worker's kernel refused.
         """
         views = views or {}
@@ -110,14 +114,15 @@ class JobRunner:
         # To ask how many workers there are before every job would take as long as a small
         # job: so it is counted on what was told, and the coordinator checks that.
         workers, self._reliance.count = min(self._reliance.count, len(bounds) - 1), 0
-        job = SubmitJob(kernel, described, bounds, implementation, workers=workers)
+        once = kernels.adds_in_place(kernel, operands)
+        job = SubmitJob(kernel, described, bounds, implementation, workers=workers, once=once)
         with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
             answer = self._channel.request(job, Message)
             if isinstance(answer, FewerWorkers):
                 self._known = None
                 self.worker_count(self._reliance.wanted)
                 self._reliance.count = 0
-                job = SubmitJob(kernel, described, bounds, implementation)
+                job = SubmitJob(kernel, described, bounds, implementation, once=once)
                 answer = self._channel.request(job, Message)
         if not isinstance(answer, JobDone):
             raise ProtocolError(f"unexpected reply {type(answer).__name__} to a job")

@@ -27,6 +27,7 @@ from hugepool_common.errors import (
     JobFailedError,
 )
 from hugepool_common.messages import (
+    WORKER_CLIENT,
     CoordinatorStopping,
     DropSegment,
     Failed,
@@ -68,7 +69,7 @@ class Worker:
     ) -> None:
         if cpus:
             os.sched_setaffinity(0, cpus)
-        self._channel = Channel(address, client="worker")
+        self._channel = Channel(address, client=WORKER_CLIENT)
         self._tlb = TlbCounter()
         self._operands = HeldOperands(self._channel.check_owner)
         self._parent_fd = -1 if parent_pid is None else os.pidfd_open(parent_pid)

@@ -197,7 +197,7 @@ class ArrayRequests:
             )
         found = registry.find(request.source, request.segment_id)
         self.check_may(asker, found, "publish")
-        if found.name == request.name and found.sealed:
+        if found.name == request.name and found.state is ArrayState.SEALED:
             return Published(self._info(found))  # asked again: it was done
         if found.state is ArrayState.PUBLISHING:
             act = registry.act_on(found)
@@ -214,7 +214,10 @@ class ArrayRequests:
         registry = self._state.registry
         if found.state is ArrayState.SUPERSEDED:
             raise SegmentChangedError(
-                "the array of this handle was superseded", where=found.name, remedy="copy it"
+                "the array of this handle was published, and superseded since",
+                where=found.name,
+                had=f"generation {found.generation} of {registry.newest(found).generation}",
+                remedy="copy it to publish it again",
             )
         if not found.sealed:
             raise ArrayBusyError(

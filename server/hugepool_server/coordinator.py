@@ -66,9 +66,12 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    Tick,
     TokenChecked,
     TokenMade,
     TokenRefused,
+    WorkerContinued,
+    WorkerStopped,
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker
@@ -155,6 +158,9 @@ class Coordinator:
             PeerUnreachable: self._sessions.on_peer_unreachable,
             Recovered: self._on_recovered,
             StopRequested: self._on_stop_requested,
+            Tick: self._work.on_tick,
+            WorkerStopped: self._work.on_worker_stopped,
+            WorkerContinued: self._work.on_worker_continued,
         }
         self._answer: dict[type, Callable[[Asker, Any, int], Message | None]] = {
             Bind: self._sessions.bind,
@@ -207,6 +213,11 @@ class Coordinator:
         if self._state.stopping and not self._state.registry.acts:
             self._stop()
         return self._state.take_effects()
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next Tick is due, on the clock of `handle`; None while none is."""
+        return self._state.jobs.wake_ns
 
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""
@@ -286,6 +297,7 @@ class Coordinator:
             jobs_failed=jobs.failed_count,
             workers=jobs.describe_workers(),
             timings=tuple(jobs.timings),
+            jobs_waiting=jobs.waiting,
             epoch=self.epoch,
             lost=lost,
             quota_bytes=limits.max_bytes,

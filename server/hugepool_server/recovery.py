@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 from hugepool_common.errors import InvalidSpecError
+from hugepool_common.messages import WORKER_CLIENT
 from hugepool_server.events import Recovered, UnlinkSegment, WatchProcess
 from hugepool_server.leases import Session
 from hugepool_server.named_object import ArrayState, NamedObject
@@ -50,6 +51,10 @@ def recover(state: State, event: Recovered) -> None:
             found = NamedObject.recovered(record, _owner(state, record), ArrayState.SUPERSEDED)
         kept.append(found)
     state.registry.recover(sorted(kept, key=lambda found: found.segment_id))
+    # They may be at parts of jobs that ended with their coordinator, and still write.
+    workers = [one for one in state.leases.sessions if one.client == WORKER_CLIENT]
+    writable = [found.segment_id for found in kept if found.state is ArrayState.READY]
+    state.jobs.inherit(workers, writable)
 
 
 def is_lost(record: ArrayRecord, lost: frozenset[int]) -> bool:

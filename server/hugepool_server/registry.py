@@ -177,6 +177,10 @@ class Registry:
         """The superseded generations of the name that this object has."""
         return [old for old in self._superseded.values() if old.name == found.name]
 
+    def newest(self, found: NamedObject) -> NamedObject:
+        """The generation that has the name of a superseded one, or the object itself."""
+        return self._objects[found.name]
+
     def named(self, name: str) -> NamedObject | None:
         """Whatever has this name, made or being made."""
         return self._objects.get(name)

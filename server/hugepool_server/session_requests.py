@@ -263,7 +263,7 @@ class SessionRequests:
         """
         if asker.session.renewed:
             asker.session.renewed = False
-            self._state.jobs.unregister(asker.session)
+            self._state.jobs.lay_down(asker.session)
         return self._work.register_worker(asker, request, now_ns)
 
     def resume(self, asker: Asker, request: Resume, now_ns: int) -> Message:

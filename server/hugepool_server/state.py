@@ -20,6 +20,7 @@ from hugepool_server.events import Effect, Send
 from hugepool_server.jobs import Jobs
 from hugepool_server.leases import Asker, Leases, Session, SessionState
 from hugepool_server.named_object import NamedObject
+from hugepool_server.patience import Patience
 from hugepool_server.records import EPOCH_SHIFT
 from hugepool_server.registry import Act, Registry
 
@@ -47,6 +48,10 @@ class Limits:
         Workers registered at once; no more than 512, whose descriptions fit one frame.
     max_pending_bytes
         Payload bytes of segments being made at once.
+    worker_patience_ns
+        How long a job that nobody can take up waits for a worker before it fails.
+    stopped_patience_ns
+        How long a worker may be stopped before its part is taken back.
 
     Raises
     ------
@@ -62,6 +67,8 @@ class Limits:
     max_jobs: int = 256
     max_workers: int = _MAX_WORKERS
     max_pending_bytes: int = MAX_EXTENT
+    worker_patience_ns: int = 30_000_000_000
+    stopped_patience_ns: int = 10_000_000_000
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -112,7 +119,10 @@ class State:
             first_number=first_number,
         )
         self.jobs = Jobs(
-            max_jobs=limits.max_jobs, max_workers=limits.max_workers, first_number=first_number
+            max_jobs=limits.max_jobs,
+            max_workers=limits.max_workers,
+            patience=Patience(limits.worker_patience_ns, limits.stopped_patience_ns),
+            first_number=first_number,
         )
         self._effects: list[Effect] = []
 
@@ -179,7 +189,8 @@ class State:
             assert asked or used or self.may_be_held_unseen(found), "kept for nobody"
         for job in self.jobs.live:
             assert job.asker.session in sessions
-            assert self.jobs.workers, "a job that nobody will run"
+            hopeless = not (self.jobs.workers or job.standing)
+            assert job.waiting_ns is not None or not hopeless, "a job that nobody will run"
             assert job.segment_ids() <= kept.keys(), "a job uses what was destroyed"
         for worker in self.jobs.workers:
             assert worker.session in sessions

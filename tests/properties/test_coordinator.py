@@ -60,13 +60,24 @@ from hugepool_server.events import (
     SegmentProgress,
     SegmentRefused,
     Send,
+    Tick,
+    WorkerContinued,
+    WorkerStopped,
 )
-from support.coordination import REFUSAL, Bench, Client, array_spec
+from support.coordination import REFUSAL, STEP_NS, Bench, Client, array_spec
 
 NAMES = st.sampled_from("ab")
 CHOICE = st.integers(0, 1 << 16)
 UIDS = st.sampled_from([1000, 1000, 1000, 1000, 1001, 0])
-LIMITS = Limits(max_sessions=6, max_arrays=5, max_leases_per_session=4, max_jobs=4, max_workers=4)
+LIMITS = Limits(
+    max_sessions=6,
+    max_arrays=5,
+    max_leases_per_session=4,
+    max_jobs=4,
+    max_workers=4,
+    worker_patience_ns=12 * STEP_NS,
+    stopped_patience_ns=6 * STEP_NS,
+)
 
 
 class World(RuleBasedStateMachine):
@@ -118,7 +129,7 @@ class World(RuleBasedStateMachine):
                     segment_id = operand.segment.segment_id
                     assert segment_id not in self.bench.unlinked
                     assert not (operand.writable and segment_id in self.sealed_ids)
-                    assert segment_id not in self.written_late(), "a torn operand"
+                    assert segment_id not in self.written_late(part), "a torn operand"
                 self.epochs[part.job, part.part] = part.epoch
                 self.at_work[client.peer] = part
 
@@ -158,14 +169,20 @@ class World(RuleBasedStateMachine):
 
     has_clients = precondition(lambda self: self.clients)
 
-    def written_late(self) -> set[int]:
-        """The segments that workers may still write for jobs that are over."""
-        live = {job.number for job in self.bench.coordinator._state.jobs.live}
+    def written_late(self, sent: RunPart) -> set[int]:
+        """The segments that others may still write where this part is to be computed."""
+        live = {
+            (job.number, part.number): part.epoch
+            for job in self.bench.coordinator._state.jobs.live
+            for part in job.parts
+        }
         return {
             operand.segment.segment_id
             for part in self.at_work.values()
             for operand in part.operands
-            if operand.writable and part.job not in live
+            if operand.writable
+            and live.get((part.job, part.part)) != part.epoch
+            and (part.job != sent.job or part.part == sent.part)
         }
 
     def writers(self, segment_id: int) -> list[Client]:
@@ -229,11 +246,8 @@ class World(RuleBasedStateMachine):
     def become_unreachable(self, choice: int) -> None:
         client = self.pick(choice)
         client.vanish()
-        if client.peer in self.workers:
-            self.forget(client, answered=False)
-        else:
-            # What it asked may or may not be answered, depending on when it is heard of again.
-            self.owed -= {key for key in self.owed if key[0] == client.peer}
+        # What it asked may or may not be answered, depending on when it is heard of again.
+        self.owed -= {key for key in self.owed if key[0] == client.peer}
         self.read()
 
     # Arrays -------------------------------------------------------------------
@@ -359,6 +373,22 @@ class World(RuleBasedStateMachine):
             self.acknowledged[part.job, part.part] += 1
             assert self.acknowledged[part.job, part.part] == 1, "acknowledged twice"
 
+    @has_clients
+    @rule(choice=CHOICE, stopped=st.sampled_from([True, True, False]))
+    def stop_or_continue(self, choice: int, stopped: bool) -> None:
+        number = self.pick(choice).session
+        self.bench.handle(WorkerStopped(number) if stopped else WorkerContinued(number))
+        self.read()
+
+    @precondition(lambda self: self.bench.coordinator.wake_ns is not None)
+    @rule()
+    def tick(self) -> None:
+        due_ns = self.bench.coordinator.wake_ns
+        assert due_ns is not None and due_ns > self.bench.now_ns
+        self.bench.now_ns = due_ns
+        self.bench.handle(Tick())
+        self.read()
+
     @precondition(lambda self: self.clients and self.epochs)
     @rule(
         choice=CHOICE,
@@ -378,6 +408,9 @@ class World(RuleBasedStateMachine):
         if sent is not None and (sent.job, sent.part, sent.epoch) == (job, number, epoch):
             return
         part = RunPart(job, number, epoch, "gather", "auto", (), 0, 1)
+        due_ns = self.bench.coordinator.wake_ns
+        if due_ns is not None and due_ns <= self.bench.now_ns + STEP_NS:
+            return  # patience would end at this very event
         before = repr(self.bench.coordinator)
         reply = self.ask(client, _report(part, well=well))
         assert reply == PartAccepted(stale=True)

@@ -19,6 +19,7 @@ import msgspec
 
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
+    WORKER_CLIENT,
     ArrayCreated,
     Attach,
     Attached,
@@ -230,18 +231,20 @@ class Bench:
             case Stop():
                 self.stops += 1
 
-    def client(self, *, uid: int = UID, pid: int | None = None, hello: bool = True) -> Client:
+    def client(
+        self, *, uid: int = UID, pid: int | None = None, hello: bool = True, name: str = "test"
+    ) -> Client:
         """A new peer, of a new process unless told whose, with its session bound."""
         self._last_pid += 1
         identity = Identity(uid, uid, self._last_pid if pid is None else pid)
-        client = Client(self, b"peer%d" % self._last_pid, identity)
+        client = Client(self, b"peer%d" % self._last_pid, identity, name)
         if hello:
             client.open()
         return client
 
     def worker(self, *, uid: int = UID) -> Client:
         """A new client that is a registered worker."""
-        worker = self.client(uid=uid)
+        worker = self.client(uid=uid, name=WORKER_CLIENT)
         worker.call(RegisterWorker(), WorkerRegistered)
         return worker
 
@@ -380,8 +383,9 @@ class Client:
         Name of its session's token, once it was told.
     """
 
-    def __init__(self, bench: Bench, peer: bytes, identity: Identity) -> None:
+    def __init__(self, bench: Bench, peer: bytes, identity: Identity, name: str = "test") -> None:
         self.bench = bench
+        self.name = name
         self.peer = peer
         self.identity = identity
         self.token = ""
@@ -401,7 +405,7 @@ class Client:
 
     def hello(self) -> Welcome:
         """Open a session, without binding it."""
-        welcome = self.call(Hello("test", "0.1"), Welcome)
+        welcome = self.call(Hello(self.name, "0.1"), Welcome)
         self.token = welcome.token.rpartition("/")[2]
         return welcome
 
@@ -425,7 +429,7 @@ class Client:
     def resume(self, *held: Held, more: bool = False) -> Resumed:
         """Reconnect, take the session up again, and tell what it holds."""
         self.reconnect()
-        welcome = self.call(Hello("test", "0.1", self.token), Welcome)
+        welcome = self.call(Hello(self.name, "0.1", self.token), Welcome)
         if not welcome.resumed:
             self.token = welcome.token.rpartition("/")[2]
             self.bind()

@@ -986,14 +986,6 @@ def test_a_worker_that_cannot_be_told_keeps_all_that_it_has_and_gets_no_more(
     assert client.reply(job, JobDone)
 
 
-def test_the_last_workers_end_fails_every_job(bench: Bench) -> None:
-    client, worker = bench.client(), bench.worker()
-    running, queued = client.submit(), client.submit()
-    worker.exit()
-    for job in (running, queued):
-        assert client.reply(job, Failed).code == ErrorCode.NO_WORKERS
-
-
 def test_a_cancelled_job_is_answered_at_once(bench: Bench) -> None:
     client, worker = bench.client(), bench.worker()
     running, queued = client.submit(), client.submit()

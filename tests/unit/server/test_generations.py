@@ -387,9 +387,10 @@ def test_a_publication_that_was_done_is_not_done_twice(bench: Bench) -> None:
     client, other = bench.client(), bench.client(uid=1001)
     client.publish("x")
     assert client.call(Publish("x", "next", 1), Published).array.generation == 1
-    client.publish("x")
-    assert client.call(Publish("x", "next", 1), Published).array.generation == 1
     other.refused(Publish("x", "next", 1), ErrorCode.NOT_PERMITTED)
+    client.publish("x")
+    failed = client.refused(Publish("x", "next", 1), ErrorCode.SEGMENT_CHANGED)
+    assert failed.had == "generation 1 of 2"
     assert bench.publishing == {}
 
 
