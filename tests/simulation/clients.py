@@ -524,7 +524,7 @@ class Client:
         lease = self.world.ledger.last_lease - chance.pick(6)
         segment_id = self.world.ledger.last_segment - chance.pick(6)
         match chance.pick(7):
-            case 0:
+            case 0 if lease not in self.held:
                 self.ask(Detach(lease))
             case 1:
                 self.ask(Resume((Held(max(lease, 1), max(segment_id, 1), chance.one_in(2)),)))

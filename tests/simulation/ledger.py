@@ -71,9 +71,6 @@ if TYPE_CHECKING:
 NOT_REPLIES = Notice.__args__
 
 
-TOLERATE = True
-
-
 @dataclass(slots=True)
 class Array:
     """One segment, from the wish to have it made to its last trace."""
@@ -339,7 +336,7 @@ class Ledger:
             case TokenChecked():
                 right = event.session == effect.session and not event.held
             case PeerUnreachable():
-                right = event.peer == session.peer and (not session.bound or TOLERATE)
+                right = event.peer == session.peer and not session.bound
             case RequestReceived(request=Goodbye()):
                 right = event.peer == session.peer and self._same(event.identity, session)
             case _:
@@ -504,7 +501,7 @@ class Ledger:
     def _published(self, session: Session, request: Publish, message: Published) -> None:
         one = self.arrays[message.array.segment.segment_id]
         record = self.machine.manifests[one.segment_id]
-        assert one.superseded or self.names[request.name] == one.segment_id
+        assert self.names[request.name] == one.segment_id
         if not any(act.segment_id == one.segment_id for act in self.life.acts):
             assert record.spec.name == request.name == one.name
             assert record.generation == message.array.generation
@@ -647,6 +644,19 @@ class Ledger:
         for operand in message.operands:
             one = self.arrays[operand.segment.segment_id]
             assert not (one.gone or one.lost), f"a part uses {one}"
+        if not self.world.evil:
+            self._check_alone_at(peer, message)
+
+    def _check_alone_at(self, peer: bytes, message: RunPart) -> None:
+        """Nobody else may still write what a part uses, but other parts of its own live job."""
+        used = {operand.segment.segment_id for operand in message.operands}
+        for part in self.world.parts_under_way(peer):
+            written = {one.segment.segment_id for one in part.operands if one.writable}
+            if part.job == message.job:
+                again = part.part == message.part
+                assert not (again and written), "a part is run by two that write"
+            elif part.job not in self.life.core._state.jobs._jobs:
+                assert not written & used, f"part {part.part} of job {part.job} may still write"
 
     def _registered(self, session: Session, request: Request, message: WorkerRegistered) -> None:
         if session.renewed:

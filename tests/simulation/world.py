@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hugepool_common.errors import ErrorCode
@@ -26,6 +26,7 @@ from hugepool_common.messages import (
     Message,
     Request,
     Resume,
+    RunPart,
 )
 from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.events import (
@@ -618,6 +619,17 @@ class World:
         return any(
             one.segment_id == segment_id for client in self.clients for one in client.held.values()
         )
+
+    def parts_under_way(self, peer: bytes) -> Iterator[RunPart]:
+        """What living workers are at, or were told to do; all but the one at a peer."""
+        for client in self.clients:
+            connection = client.connection
+            if client.process.alive and (connection is None or connection.peer != peer):
+                yield from client.parts
+                if connection is not None:
+                    for _, message in connection.down:
+                        if isinstance(message, RunPart):
+                            yield message
 
     def check_refusal(self, client: Client, request: Request, failed: Failed) -> None:
         """A session may be refused for want of room, or at the coordinator's end; no more."""
