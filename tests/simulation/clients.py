@@ -342,6 +342,8 @@ class Client:
         assert self.token.holder is None, "a token was given to two processes"
         self.token.holder = self.process
         self.at = At.BINDING
+        if self.world.evil and self.chance.one_in(4):
+            self.ask(Attach(self._name()))  # before it may
         self.ask(Bind())
         return True
 

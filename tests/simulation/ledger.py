@@ -133,7 +133,7 @@ class Ledger:
     names
         What each name must resolve to, in the life under way.
     owed
-        How many replies are due, by peer and correlation id.
+        What was asked and not answered, by peer and correlation id.
     last_session, last_lease, last_segment, last_job
         Highest numbers given so far, over all lives.
     """
@@ -149,7 +149,7 @@ class Ledger:
         self.by_peer: dict[bytes, Session] = {}
         self.leases: dict[int, Lease] = {}
         self.jobs: dict[int, Job] = {}
-        self.owed: dict[tuple[bytes, int], list[Request]] = {}
+        self.owed: dict[tuple[bytes, int], list[RequestReceived]] = {}
         self.excused: set[bytes] = set()
         self.bytes: Counter[int] = Counter()
         self._unlinked: set[int] = set()
@@ -173,11 +173,7 @@ class Ledger:
     # A new life ---------------------------------------------------------------
 
     def begin(
-        self,
-        life: Life,
-        records: Sequence[ArrayRecord],
-        lost: frozenset[int],
-        sessions: Sequence[SessionRecord],
+        self, life: Life, records: Sequence[ArrayRecord], sessions: Sequence[SessionRecord]
     ) -> None:
         """A coordinator has read what is there."""
         self.life = life
@@ -206,7 +202,10 @@ class Ledger:
         newest: dict[str, ArrayRecord] = {}
         for record in records:
             one = self.arrays[record.segment.segment_id]
-            one.lost = record.segment.segment_id in lost
+            one.lost = record.segment.segment_id not in self.machine.files
+            assert not one.lost or record.segment.segment_id in self.machine.stolen, (
+                f"{one} has a manifest and no segment"
+            )
             assert record.checksum == one.sealed, "a sealed checksum changed"
             if not one.superseded:
                 rival = newest.get(one.name)
@@ -255,7 +254,7 @@ class Ledger:
     def before(self, event: Event) -> None:
         """An event is about to be handled."""
         if type(event) is RequestReceived:
-            self.owed.setdefault((event.peer, event.correlation), []).append(event.request)
+            self.owed.setdefault((event.peer, event.correlation), []).append(event)
         elif type(event) is PeerUnreachable:
             self.excused.add(event.peer)
 
@@ -410,7 +409,8 @@ class Ledger:
         key = effect.peer, effect.correlation
         asked = self.owed.get(key)
         assert asked, f"{message} answers nothing that {effect.peer!r} asked, or not any more"
-        request = asked.pop(0)
+        asking = asked.pop(0)
+        request = asking.request
         if not asked:
             del self.owed[key]
         if type(message) is Failed:
@@ -423,6 +423,8 @@ class Ledger:
             return
         session = self.by_peer.get(effect.peer)
         handler = self._on_reply.get(type(message))
+        if session is not None:
+            assert self._same(asking.identity, session), f"{message} to another process"
         if handler is not None:
             assert session is not None, f"{message} to nobody"
             assert session.bound or type(message) is Bound, "served before it was bound"
@@ -686,6 +688,6 @@ class Ledger:
 
     def check_answered(self) -> None:
         """Nothing is under way: everybody who could be answered was."""
-        for (peer, correlation), requests in self.owed.items():
+        for (peer, _), asked in self.owed.items():
             if peer not in self.excused and peer in self.world.connections:
-                raise AssertionError(f"{requests} of {peer!r}/{correlation} wait for ever")
+                raise AssertionError(f"{asked} wait for ever")

@@ -174,7 +174,7 @@ class Life:
                 del machine.tokens[name]
                 world.burn()
         arrays = tuple(machine.manifests.values())
-        self.ledger.begin(self, arrays, lost, sessions)
+        self.ledger.begin(self, arrays, sessions)
         if arrays or sessions or self.chance.one_in(2):
             self.handle(Recovered(arrays, lost, tuple(sessions)))
 

@@ -81,6 +81,8 @@ class Machine:
         self.files: dict[int, File] = {}
         self.manifests: dict[int, ArrayRecord] = {}
         self.tokens: dict[str, Token] = {}
+        self.stolen: set[int] = set()
+        """Segments that vanished without the coordinator."""
         self.epoch = 0
         self.processes: dict[int, Process] = {}
         self._unlinked: set[File] = set()

@@ -445,6 +445,7 @@ class World:
         segment_id = self.chance.of(files)
         self.fault("segment removed from outside")
         self.machine.unlink_file(segment_id)
+        self.machine.stolen.add(segment_id)
         return True
 
     def _jump(self) -> bool:
