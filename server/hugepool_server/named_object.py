@@ -86,6 +86,8 @@ class NamedObject:
         Whether it is immutable, now and for good.
     checksum
         Of its payload, once it is sealed.
+    nbytes
+        Its payload.
     """
 
     spec: ArraySpec
@@ -97,12 +99,14 @@ class NamedObject:
     sealed: bool = False
     checksum: str = ""
     created_ns: int = 0
+    nbytes: int = field(init=False)
     story: deque[ArrayState] = field(default_factory=lambda: deque(maxlen=_STORY_LENGTH))
     _segment: Segment | None = None
     _pages: PageReport | None = None
 
     def __post_init__(self) -> None:
         self.story.append(self.state)
+        self.nbytes = self.spec.nbytes
 
     @classmethod
     def recovered(
