@@ -365,6 +365,7 @@ class Welcome(Message, frozen=True, tag=101):
     session: int
     version: str
     instance: str
+    """The same for all coordinators that followed each other on what the first one made."""
     pid: int
     token: str = ""
     """Path of the file to be locked, and kept open for life, before Bind."""

@@ -324,7 +324,7 @@ class ArrayRequests:
         state = self._state
         for found in state.registry.orphans:
             writers = state.leases.writers(found.segment_id)
-            if not (writers or self._is_used(found) or state.may_be_held_unseen(found)):
+            if not (writers or self._is_used(found)):
                 self.remove(found)
         for found in state.registry.superseded:
             readers = state.leases.asked(found.segment_id)

@@ -48,6 +48,7 @@ from hugepool_common.messages import (
     Stats,
     SubmitJob,
 )
+from hugepool_server.adoption import recover
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.events import (
     Effect,
@@ -75,7 +76,6 @@ from hugepool_server.events import (
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker
-from hugepool_server.recovery import recover
 from hugepool_server.registry import ActKind
 from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import Limits, State, cancelled
@@ -218,6 +218,20 @@ class Coordinator:
     def wake_ns(self) -> int | None:
         """When the next Tick is due, on the clock of `handle`; None while none is."""
         return self._state.jobs.wake_ns
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it refuses new work and drains."""
+        return bool(self._state.stopping)
+
+    @property
+    def busy_workers(self) -> tuple[tuple[int, int], ...]:
+        """Session and pid of each worker that was sent a part and has not reported since."""
+        return tuple(
+            (worker.session.number, worker.session.identity.pid)
+            for worker in self._state.jobs.workers
+            if worker.running is not None
+        )
 
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""

@@ -220,6 +220,24 @@ def test_a_job_that_cannot_be_run_twice_fails_with_its_worker(bench: Bench, how:
     assert two.reply(two.done(second), PartAccepted).stale
 
 
+def test_a_part_at_which_three_workers_ended_fails_its_job(bench: Bench) -> None:
+    client, left = bench.client(), bench.worker()
+    other = client.submit(rows=(0, 1))
+    left.part()
+    job = client.submit(rows=(0, 4, 9))
+    for number in range(3):
+        assert client.replies(job) == [], number
+        worker = bench.worker()
+        assert worker.part().part == 0
+        worker.exit()
+    failed = client.reply(job, Failed)
+    assert failed.code == ErrorCode.JOB_FAILED
+    assert failed.message.startswith("every worker that ran part 0 of job")
+    assert failed.had == "3 workers lost at rows 0 to 4"
+    assert failed.where == "gather"
+    assert client.replies(other) == []
+
+
 def test_a_crew_without_members_stays_for_the_next_worker(bench: Bench) -> None:
     leader, member = bench.client(), bench.worker()
     job = leader.ask(SubmitJob(CREW_KERNEL, (), (0, 1), standing=True))
