@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hugepool_server import jobs, patience, recovery, session_requests
+from hugepool_server import adoption, jobs, patience, session_requests
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Leases
@@ -204,7 +204,7 @@ BREAKAGES = (
     ),
     Breakage(
         "an oldest generation wins the name",
-        recovery.recover,
+        adoption.recover,
         "for record in reversed(records):",
         "for record in records:",
     ),
@@ -219,7 +219,6 @@ BREAKAGES = (
         SessionRequests.on_token_checked,
         "if not event.held and waiting:",
         "if False:",
-        is_rare=True,
     ),
     Breakage(
         "requests are served before the session is bound",
@@ -277,17 +276,15 @@ BREAKAGES = (
         "lost = frozenset()",
     ),
     Breakage(
-        "daemon: a token that nobody holds stays",
+        "daemon: tokens of the dead are not swept",
         Life.recover,
-        "and token.holder is process",
-        "",
-        is_rare=True,
+        "del machine.tokens[name]",
+        "pass",
     ),
     Breakage(
         "daemon: deaths are not told",
         Life.see_exits,
         "if not process.alive:",
         "if False:",
-        is_rare=True,
     ),
 )

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
+    WORKER_CLIENT,
     ArrayCreated,
     ArrayInfo,
     Attach,
@@ -193,6 +194,7 @@ class Client:
         self.registered = False
         self.asked: dict[int, Request] = {}
         self.again: list[Request] = []
+        self.cancelled: set[int] = set()
         self.held: dict[int, Holding] = {}
         self.parts: deque[RunPart] = deque()
         self.to_resume: list[Held] = []
@@ -293,7 +295,9 @@ class Client:
             if not (self.registered or self.parts or self._asks(RegisterWorker)):
                 self._register()
                 return True
-        if self.quiet or len(self.asked) >= MOST_ASKED:
+        if self.quiet:
+            return self._end_standing()
+        if len(self.asked) >= MOST_ASKED:
             return False
         self.chance.of(self._verbs)()
         return True
@@ -318,7 +322,8 @@ class Client:
         self.connection = self.world.connect(self.process)
         self.at = At.HELLO
         self.goes_on = self.token is not None
-        self.ask(Hello("client", "0.1", self.token.name if self.token else ""))
+        kind = WORKER_CLIENT if self.is_worker else "client"
+        self.ask(Hello(kind, "0.1", self.token.name if self.token else ""))
         return True
 
     def _on_welcome(self, message: Welcome, request: Request | None) -> None:
@@ -503,6 +508,16 @@ class Client:
         slow = [n for n, one in self.asked.items() if isinstance(one, CreateArray | SubmitJob)]
         if slow:
             self.ask(Cancel(self.chance.of(slow)))
+
+    def _end_standing(self) -> bool:
+        """A standing job waits for workers for ever: it is for its submitter to end it."""
+        for number, request in self.asked.items():
+            standing = isinstance(request, SubmitJob) and request.standing
+            if standing and number not in self.cancelled:
+                self.cancelled.add(number)
+                self.ask(Cancel(number))
+                return True
+        return False
 
     def _look(self) -> None:
         match self.chance.pick(4):

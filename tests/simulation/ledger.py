@@ -409,7 +409,8 @@ class Ledger:
         key = effect.peer, effect.correlation
         asked = self.owed.get(key)
         assert asked, f"{message} answers nothing that {effect.peer!r} asked, or not any more"
-        asking = asked.pop(0)
+        # Of a message that came twice, the second may be refused before the first is done.
+        asking = asked.pop(-1 if type(message) is Failed else 0)
         request = asking.request
         if not asked:
             del self.owed[key]

@@ -68,10 +68,11 @@ class Killed(Exception):
 class Act:
     """A slow act on a thread, and how far it is."""
 
-    __slots__ = ("cancelled", "effect", "file", "stage")
+    __slots__ = ("cancelled", "effect", "file", "owner", "stage")
 
-    def __init__(self, effect: Work) -> None:
+    def __init__(self, effect: Work, owner: str = "") -> None:
         self.effect = effect
+        self.owner = owner
         self.stage = 0
         self.cancelled = False
         self.file: File | None = None
@@ -127,10 +128,10 @@ class Life:
         self._pending: deque[Event] = deque()
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
-            MakeSegment: self._work,
+            MakeSegment: self._make,
             CancelSegment: self._cancel,
-            SealSegment: self._work,
-            PublishGeneration: self._work,
+            SealSegment: self._seal,
+            PublishGeneration: self._publish,
             UnlinkSegment: self._unlink,
             WatchProcess: self._watch,
             MakeToken: self._make_token,
@@ -156,6 +157,8 @@ class Life:
             if segment_id not in machine.manifests:
                 machine.unlink_file(segment_id)
                 world.burn()
+            else:  # a seal that was killed took the permission to write from it
+                machine.files[segment_id].readonly = machine.manifests[segment_id].sealed
         lost = frozenset(machine.manifests.keys() - machine.files.keys())
         sessions = []
         for name, token in list(machine.tokens.items()):
@@ -267,13 +270,31 @@ class Life:
                     return
         connection.down.append(entry)
 
-    def _work(self, effect: Work) -> None:
-        self.acts.append(Act(effect))
+    def _make(self, effect: MakeSegment) -> None:
+        token = self.tokens.get(effect.session)
+        self.acts.append(Act(effect, token.name if token else ""))
 
     def _cancel(self, effect: CancelSegment) -> None:
+        """From here on the segment has no manifest, however far it is."""
         for act in self.acts:
             if act.effect.token == effect.token:
                 act.cancelled = True
+                self.machine.manifests.pop(act.segment_id, None)
+
+    def _seal(self, effect: SealSegment) -> None:
+        self.acts.append(Act(effect))
+
+    def _publish(self, effect: PublishGeneration) -> None:
+        act = Act(effect)
+        if self.chance.one_in(3):
+            self.acts.append(act)  # as if it took its time
+            return
+        outcome = self._publishing(act, effect)
+        if outcome is None:
+            self.world.burn()
+            outcome = self._publishing(act, effect)
+            assert outcome is not None
+        self._pending.append(outcome)
 
     def _unlink(self, effect: UnlinkSegment) -> None:
         segment_id = effect.segment.segment_id
@@ -432,19 +453,21 @@ class Life:
         assert file is not None
         segment, report = _described(effect.segment_id, file)
         if act.stage == 1:
+            if act.cancelled:
+                machine.unlink_file(effect.segment_id)
+                return SegmentRefused(effect.token, refusal(ErrorCode.CANCELLED, "cancelled"))
             if world.faulty and chance.one_in(40):
                 world.fault("manifest refused")
                 machine.unlink_file(effect.segment_id)
                 return SegmentRefused(
                     effect.token, refusal(ErrorCode.NOT_ENOUGH_MEMORY, "no room for the manifest")
                 )
-            token = self.tokens.get(effect.session)
             record = ArrayRecord(
                 spec=effect.spec,
                 segment=segment,
                 pages=report,
                 creator=effect.creator,
-                owner=token.name if token else "",
+                owner=act.owner,
                 created_ns=world.now_ns,
                 generation=1,
                 sealed=False,

@@ -571,7 +571,7 @@ class World:
             return True
         for client in self.clients:
             connection = client.connection
-            if connection is not None and connection.broken and client.asked:
+            if connection is not None and connection.broken and (client.asked or self.evil):
                 client.lose_connection(0)
                 return True
         return False
