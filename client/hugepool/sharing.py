@@ -54,7 +54,7 @@ class OperandStore(ArrayStore):
         if isinstance(operand, (str, SharedObject)):
             yield operand, self._spec(operand)
             return
-        shared = self.put(self._temporary_name(role), operand)
+        shared = self.put(self._temporary_name(role), operand, temporary=True)
         try:
             with shared:
                 yield shared, shared.spec
@@ -77,7 +77,7 @@ class OperandStore(ArrayStore):
         if isinstance(out, SharedArray):
             result = out
         elif out is None:
-            result = made = self.create(self._temporary_name("out"), shape, dtype)
+            result = made = self.create(self._temporary_name("out"), shape, dtype, temporary=True)
             result.destroy_with_handle()
         elif isinstance(out, str):
             try:
@@ -109,7 +109,7 @@ class OperandStore(ArrayStore):
     @contextmanager
     def _spare(self, role: str, shape: tuple[int, ...], dtype: str) -> Iterator[SharedArray]:
         """An array that is gone when this ends."""
-        spare = self.create(self._temporary_name(role), shape, dtype)
+        spare = self.create(self._temporary_name(role), shape, dtype, temporary=True)
         try:
             yield spare
         finally:

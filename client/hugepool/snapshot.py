@@ -177,6 +177,7 @@ def restore_snapshot(
         total = sum(saved.nbytes for saved in wanted)
         done = 0
         progress = policy.pop("progress", None)
+        policy["temporary"] = replace  # what is not published yet is nobody's
         for saved in wanted:
             before = done
 

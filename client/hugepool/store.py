@@ -69,12 +69,17 @@ class Policy(TypedDict, total=False):
         ``shm-collapse``, ``shm-4k``) or fail.
     progress
         Called with ``(done_bytes, total_bytes)``.
+    temporary
+        Whether the object goes with this process, however that ends, even when it is
+        sealed; until it is published. Who else has attached it keeps it as long. Default:
+        a sealed object stays until somebody destroys it.
     """
 
     huge_pages: HugePages
     page_size: PageSize
     backing: str
     progress: Progress | None
+    temporary: bool
 
 
 class ArrayStore:
@@ -256,7 +261,7 @@ class ArrayStore:
         Notes
         -----
         A copied value is sealed under a name of the form ``NAME.new-...`` and then has its
-        own: a process that is killed just between the two leaves it under that name.
+        own; if this process is killed just between the two, it goes.
         """
         check_name(name)
         if isinstance(value, SharedObject):
@@ -264,6 +269,7 @@ class ArrayStore:
                 raise TypeError("pages are chosen when an object is made, not when it is published")
             return value.publish_as(name)
         temporary = temporary_name(name)
+        policy["temporary"] = True
         made = self.put(temporary, value, **policy)
         try:
             return made.publish_as(name)
@@ -324,6 +330,7 @@ class ArrayStore:
             policy.get("huge_pages") or self._huge_pages,
             policy.get("page_size") or self._page_size,
             policy.get("backing") or "",
+            temporary=bool(policy.get("temporary")),
         )
         check_policy(request.huge_pages, request.page_size, request.backing)
         with Waiting(f"making {spec.name}") as waiting:

@@ -173,6 +173,8 @@ class CreateArray(Message, frozen=True, tag=2):
     """Exactly this rung, or fail; empty walks the ladder."""
     again: bool = False
     """Asked before of a coordinator that ended: what that one made counts as made now."""
+    temporary: bool = False
+    """It goes with this client, sealed or not, unless it is published under another name."""
 
 
 class Attach(Message, frozen=True, tag=3):

@@ -210,6 +210,8 @@ class MakeSegment:
     creator: Identity
     session: int
     """The owner, until it ends."""
+    temporary: bool = False
+    """Goes with the owner even when it is sealed; the manifest says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class SealSegment:
 class PublishGeneration:
     """Put another name and generation into the manifest of a sealed segment, in one step.
 
-    Answer with GenerationPublished or PublishRefused.
+    It is temporary no more. Answer with GenerationPublished or PublishRefused.
     """
 
     token: int

@@ -162,6 +162,7 @@ class Makers:
                 effect.segment_id,
                 spec=msgspec.structs.replace(spec, name=effect.name),
                 generation=effect.generation,
+                temporary=False,
             )
         except Exception as error:
             return events.PublishRefused(effect.token, _failed(error, effect.name))
@@ -254,6 +255,7 @@ class Makers:
             checksum="",
             boot_id=self._origin.boot_id,
             epoch=self._origin.epoch,
+            temporary=effect.temporary,
         )
         try:
             with self._commit:

@@ -151,11 +151,12 @@ class Registry:
 
     @property
     def orphans(self) -> list[NamedObject]:
-        """Objects that were never sealed and whose owner is gone."""
+        """Objects that go with their owner, which is gone, and at which nothing is under way."""
+        lasting = (ArrayState.READY, ArrayState.SEALED, ArrayState.LOST)
         return [
             found
             for found in self._disowned.values()
-            if not found.sealed and found.state in (ArrayState.READY, ArrayState.LOST)
+            if found.goes_with_owner and found.state in lasting
         ]
 
     @property
@@ -284,7 +285,7 @@ class Registry:
             self._charge(found, +1)
         self._inherited = len(self._by_segment), self._charged.copy()
 
-    def begin_making(self, spec: ArraySpec, asker: Asker) -> Act:
+    def begin_making(self, spec: ArraySpec, asker: Asker, *, temporary: bool = False) -> Act:
         """Take the name and begin to make the segment.
 
         Raises
@@ -318,7 +319,7 @@ class Registry:
         self._check_quota(spec, session.identity.uid)
         self._check_room(spec)
         self._last_segment += 1
-        made = NamedObject(spec, self._last_segment, session.identity, session)
+        made = NamedObject(spec, self._last_segment, session.identity, session, temporary=temporary)
         self._objects[spec.name] = self._by_segment[made.segment_id] = made
         if spec.made_of:
             self._derived[made.segment_id] = made

@@ -8,6 +8,7 @@ the coordinator's own invariants are validated by the bench after every event.
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -229,7 +230,8 @@ class World(RuleBasedStateMachine):
             self.register(client)
         for request in pending if again else []:
             if isinstance(request, CreateArray):
-                out.ask(client, CreateArray(request.spec, again=True))
+                once_more = msgspec.structs.replace(request, again=True)
+                self.ask_to_create(client, once_more)
             elif isinstance(request, Seal | Publish):
                 out.ask(client, request)
 
@@ -261,7 +263,7 @@ class World(RuleBasedStateMachine):
                 out.leases.pop(number, None)
         living = {bench.tokens[number].token for number in bench.locked}
         for number, record in bench.disk.items():
-            if not record.sealed and record.owner not in living:
+            if (record.temporary or not record.sealed) and record.owner not in living:
                 out.ownerless.add(number)
         if lost is not None and bench.disk:
             bench.lost.add(sorted(bench.disk)[lost % len(bench.disk)])
@@ -292,13 +294,23 @@ class World(RuleBasedStateMachine):
         for record in self.bench.disk.values():
             if record.spec.name == act.name:
                 self.out.superseded.add(record.segment.segment_id)
+        self.out.temporary.discard(act.segment_id)
 
     # Arrays -------------------------------------------------------------------
 
     @has_clients
-    @rule(choice=CHOICE, name=NAMES, count=COUNTS)
-    def create(self, choice: int, name: str, count: int) -> None:
-        self.out.ask(self.pick(choice), CreateArray(array_spec(name, count)))
+    @rule(choice=CHOICE, name=NAMES, count=COUNTS, temporary=st.booleans())
+    def create(self, choice: int, name: str, count: int, temporary: bool = False) -> None:
+        self.ask_to_create(
+            self.pick(choice), CreateArray(array_spec(name, count), temporary=temporary)
+        )
+
+    def ask_to_create(self, client: Client, request: CreateArray) -> None:
+        begun = set(self.bench.making)
+        self.out.ask(client, request)
+        for token in self.bench.making.keys() - begun:
+            if request.temporary:
+                self.out.temporary.add(self.bench.making[token].segment_id)
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES, readonly=st.booleans(), rows=ROWS)
@@ -346,15 +358,23 @@ class World(RuleBasedStateMachine):
             assert self.bench.publishing[token].segment_id in self.out.sealed
 
     @has_clients
-    @rule(choice=CHOICE, name=NAMES, reader=st.none() | CHOICE, steps=st.integers(1, 5))
-    def publish_anew(self, choice: int, name: str, reader: int | None, steps: int) -> None:
+    @rule(
+        choice=CHOICE,
+        name=NAMES,
+        reader=st.none() | CHOICE,
+        steps=st.integers(1, 5),
+        temporary=st.booleans(),
+    )
+    def publish_anew(
+        self, choice: int, name: str, reader: int | None, steps: int, temporary: bool
+    ) -> None:
         """What a client does to bring something new out, or the first steps of it."""
         client, bench, out = self.pick(choice), self.bench, self.out
         source = f"{name}{len(bench.made)}"
         if reader is not None:
             out.ask(self.pick(reader), Attach(name))
         begun = set(bench.making)
-        out.ask(client, CreateArray(array_spec(source, 10)))
+        self.ask_to_create(client, CreateArray(array_spec(source, 10), temporary=temporary))
         for token in bench.making.keys() - begun:
             bench.finish_making(source, token=token)
             out.read()
@@ -544,7 +564,8 @@ class World(RuleBasedStateMachine):
         assert state.registry.acts == ()
         assert not bench.watched
         assert not bench.tokens
-        assert set(out.kept()) <= out.sealed - out.superseded, "something outlived its users"
+        lasting = out.sealed - out.superseded - out.temporary
+        assert set(out.kept()) <= lasting, "something outlived its users"
         assert bench.stops == 1
 
 

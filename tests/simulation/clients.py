@@ -446,7 +446,8 @@ class Client:
         if self.chance.one_in(6):
             source = self._holding(lambda one: True)
             made_of = source[1].segment_id if source else 0
-        self.ask(CreateArray(spec_of(self._name(), 1 + self.chance.pick(3), made_of)))
+        spec = spec_of(self._name(), 1 + self.chance.pick(3), made_of)
+        self.ask(CreateArray(spec, temporary=self.chance.one_in(4)))
 
     def _attach(self) -> None:
         readonly = not self.chance.one_in(3)

@@ -84,6 +84,7 @@ class Array:
     """Name of its owner's token, which is what ownership hangs on across restarts."""
     acknowledged: bool = False
     sealed: str = ""
+    temporary: bool = False
     superseded: bool = False
     abandoned: bool = False
     lost: bool = False
@@ -232,6 +233,7 @@ class Ledger:
         assert not one.sealed or one.sealed == record.checksum, "a sealed checksum changed"
         one.sealed = record.checksum
         one.name = record.spec.name
+        one.temporary = record.temporary
         for other_id, other in self.machine.manifests.items():
             if other_id != segment_id and other.spec.name == one.name:
                 rival = self.arrays[other_id]
@@ -616,11 +618,17 @@ class Ledger:
             return "what it was made of is gone"
         if not one.sealed and not self._lives(one.owner):
             return "its owner ended before it was sealed"
+        if one.temporary and not self._lives(one.owner) and not self._is_held(one):
+            return "its owner ended, and it was temporary"
         if one.superseded and not named:
-            kept = any(lease.segment_id == one.segment_id for lease in self.leases.values())
-            if one.lost or not (kept or self.world.is_held(one.segment_id)):
+            if one.lost or not self._is_held(one):
                 return "superseded"
         return ""
+
+    def _is_held(self, one: Array) -> bool:
+        """Whether somebody has a lease on it: here, or as far as he knows."""
+        here = any(lease.segment_id == one.segment_id for lease in self.leases.values())
+        return here or self.world.is_held(one.segment_id)
 
     def _lives(self, token: str) -> bool:
         return any(self._token_name(number) == token for number in self.sessions)

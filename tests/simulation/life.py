@@ -474,6 +474,7 @@ class Life:
                 checksum="",
                 boot_id=BOOT_ID,
                 epoch=self.epoch,
+                temporary=effect.temporary,
             )
             machine.manifests[effect.segment_id] = record
             self.ledger.committed(record)
@@ -519,7 +520,9 @@ class Life:
                 )
             record = machine.manifests[effect.segment_id]
             spec = msgspec.structs.replace(record.spec, name=effect.name)
-            record = msgspec.structs.replace(record, spec=spec, generation=effect.generation)
+            record = msgspec.structs.replace(
+                record, spec=spec, generation=effect.generation, temporary=False
+            )
             machine.manifests[effect.segment_id] = record
             self.ledger.committed(record)
             act.stage = 1

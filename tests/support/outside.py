@@ -27,8 +27,14 @@ from hugepool_common.messages import (
     Sealed,
     SubmitJob,
 )
+from hugepool_server.events import PublishGeneration, SealSegment
 from hugepool_server.records import ArrayRecord
 from support.coordination import Bench, Client
+
+
+def _segments(act: SealSegment | PublishGeneration) -> set[int]:
+    """What an act is about."""
+    return {act.segment.segment_id if isinstance(act, SealSegment) else act.segment_id}
 
 
 @dataclass(slots=True)
@@ -58,7 +64,8 @@ class Outside:
     deaf
         Those that may have been granted a lease and not been told.
     ownerless
-        Unsealed segments whose owner was gone when a coordinator began: they go at once.
+        Segments that go with their owner, which was gone when a coordinator began: they
+        go at once.
     owed
         What was asked and not answered; a request of a connection that ended is owed nothing.
     """
@@ -74,6 +81,7 @@ class Outside:
     sealed: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
     destroyed: set[int] = field(default_factory=set)
+    temporary: set[int] = field(default_factory=set)
     ownerless: set[int] = field(default_factory=set)
     workers: set[Client] = field(default_factory=set)
     at_work: dict[Client, RunPart] = field(default_factory=dict)
@@ -247,11 +255,34 @@ class Outside:
         assert not kept & gone
         assert self.bench.disk.keys() == self.bench.made - set(self.bench.unlinked)
         held = {told.segment_id for told in self.leases.values()}
-        promised = self.sealed - self.superseded | self.sealed & held
-        assert promised <= kept | self.destroyed | self.bench.lost, "a sealed array went"
-        written = {told.segment_id for told in self.leases.values() if not told.readonly}
+        promised = self.sealed - self.superseded - self.temporary | self.sealed & held
         excused = self.destroyed | self.ownerless | self.bench.lost
+        assert promised <= kept | excused, "a sealed array went"
+        written = {told.segment_id for told in self.leases.values() if not told.readonly}
         assert written <= kept | excused, "a writer's array went"
+        self._check_owned()
+
+    def _check_owned(self) -> None:
+        """What goes with its owner has one, or somebody who is at it."""
+        state = self.bench.coordinator._state
+        living = {token.token for token in self.bench.tokens.values()}
+        acts: list[SealSegment | PublishGeneration] = [
+            *self.bench.sealing.values(),
+            *self.bench.publishing.values(),
+        ]
+        for number, record in self.bench.disk.items():
+            if record.owner in living or (record.sealed and not record.temporary):
+                continue
+            at_it = any(
+                told.segment_id == number and (record.sealed or not told.readonly)
+                for told in self.leases.values()
+            )
+            unheard = state.leases.asked(number) if self.deaf else ()
+            under_way = any(number in _segments(act) for act in acts)
+            superseded = number in self.superseded and state.leases.resuming
+            assert at_it or unheard or under_way or superseded or state.jobs.uses(number), (
+                "it outlived its owner"
+            )
 
     def _check_names(self) -> None:
         """Were the coordinator killed now, the next one would have the same names."""

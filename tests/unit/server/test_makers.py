@@ -101,6 +101,20 @@ def mode_of(segment: Segment) -> int:
     return os.stat(segment.path).st_mode & 0o777
 
 
+def test_what_is_temporary_is_so_until_it_is_published(workshop: Workshop) -> None:
+    spec = spec_of("t")
+    effect = events.MakeSegment(1, 1, spec, "off", "auto", "", ME, 1, temporary=True)
+    workshop.makers.make(effect, OWNER)
+    segment = workshop.outcome().segment
+    assert workshop.written()[1].temporary
+    assert isinstance(workshop.seal(segment, spec), events.SegmentSealed)
+    assert workshop.written()[1].temporary
+    published = workshop.makers.publish(events.PublishGeneration(2, 1, "x", 1))
+    assert published == events.GenerationPublished(2)
+    assert not workshop.written()[1].temporary
+    workshop.makers.unlink(segment)
+
+
 def test_what_is_told_to_be_made_is_written_down(workshop: Workshop) -> None:
     spec = spec_of("x")
     segment = workshop.make(spec)
