@@ -157,8 +157,8 @@ BREAKAGES = (
     Breakage(
         "a creation asked again gets somebody else's array",
         ArrayRequests._own,
-        "found.owner is not asker.session or ",
-        "",
+        "found is None or found.owner is not asker.session",
+        "found is None",
     ),
     Breakage(
         "what was made in vain stays",

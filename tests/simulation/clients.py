@@ -608,6 +608,8 @@ class Client:
         self.registered = True
 
     def _on_part(self, message: RunPart, request: Request | None) -> None:
+        if self.at is At.LEAVING:
+            return  # it came too late
         self.parts.append(message)
         for operand in message.operands:
             file = self.world.machine.files.get(operand.segment.segment_id)

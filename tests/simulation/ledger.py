@@ -618,8 +618,10 @@ class Ledger:
             return "what it was made of is gone"
         if not one.sealed and not self._lives(one.owner):
             return "its owner ended before it was sealed"
-        if one.temporary and not self._lives(one.owner) and not self._is_held(one):
-            return "its owner ended, and it was temporary"
+        if one.temporary and not self._lives(one.owner):
+            # Who has not told yet that he has it is not waited for: he will be told.
+            if not any(lease.segment_id == one.segment_id for lease in self.leases.values()):
+                return "its owner ended, and it was temporary"
         if one.superseded and not named:
             if one.lost or not self._is_held(one):
                 return "superseded"

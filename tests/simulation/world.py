@@ -581,7 +581,7 @@ class World:
         assert not machine.tokens, f"tokens left: {machine.tokens}"
         for segment_id, record in machine.manifests.items():
             one = self.ledger.arrays[segment_id]
-            assert record.sealed, f"{one} was left unsealed"
+            assert record.sealed and not record.temporary, f"{one} was left"
             assert not one.superseded, f"{one} was left without a name"
         assert machine.files.keys() <= machine.manifests.keys(), "segments without a manifest"
 
@@ -625,6 +625,8 @@ class World:
         """What living workers are at, or were told to do; all but the one at a peer."""
         for client in self.clients:
             connection = client.connection
+            if client.at is At.LEAVING:
+                continue
             if client.process.alive and (connection is None or connection.peer != peer):
                 yield from client.parts
                 if connection is not None:
