@@ -88,6 +88,10 @@ class At(Enum):
     GONE = "gone"
 
 
+_ASKED_AT: dict[type, At] = {Hello: At.HELLO, Bind: At.BINDING, Resume: At.RESUMING}
+"""Requests that a session's beginning hangs on, and where that is so."""
+
+
 @dataclass(slots=True)
 class Holding:
     """A lease as its client knows it."""
@@ -388,6 +392,7 @@ class Client:
         """The session could not be opened: connect once more."""
         self.disconnect(0)
         self.asked.clear()
+        self.registered = False
         self.at = At.AWAY
 
     def _leave(self) -> None:
@@ -644,7 +649,8 @@ class Client:
         self.found = [info.spec.name for info in message.arrays]
 
     def _on_failed(self, message: Failed, request: Request | None) -> None:
-        if isinstance(request, Hello | Bind | Resume):
+        if self.at is _ASKED_AT.get(type(request)):
+            assert request is not None
             self.world.check_refusal(self, request, message)
             self._begin_again()
             if self.quiet:

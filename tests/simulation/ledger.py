@@ -618,19 +618,16 @@ class Ledger:
             return "what it was made of is gone"
         if not one.sealed and not self._lives(one.owner):
             return "its owner ended before it was sealed"
-        if one.temporary and not self._lives(one.owner):
-            # Who has not told yet that he has it is not waited for: he will be told.
-            if not any(lease.segment_id == one.segment_id for lease in self.leases.values()):
-                return "its owner ended, and it was temporary"
-        if one.superseded and not named:
-            if one.lost or not self._is_held(one):
-                return "superseded"
+        # Who has not told yet that he has it is not waited for: he will be told.
+        if one.temporary and not self._lives(one.owner) and not self._is_leased(one):
+            return "its owner ended, and it was temporary"
+        kept = self._is_leased(one) or self.world.is_held(one.segment_id)
+        if one.superseded and not named and (one.lost or not kept):
+            return "superseded"
         return ""
 
-    def _is_held(self, one: Array) -> bool:
-        """Whether somebody has a lease on it: here, or as far as he knows."""
-        here = any(lease.segment_id == one.segment_id for lease in self.leases.values())
-        return here or self.world.is_held(one.segment_id)
+    def _is_leased(self, one: Array) -> bool:
+        return any(lease.segment_id == one.segment_id for lease in self.leases.values())
 
     def _lives(self, token: str) -> bool:
         return any(self._token_name(number) == token for number in self.sessions)

@@ -28,7 +28,8 @@ WORLDS_AT_ONCE = 16
 """Worlds that a process runs before it reports."""
 
 PROGRESS_S = 5.0
-STORY_LINES = 400
+STORY_LINES = 150
+STORY_COLUMNS = 300
 MOST_FAILURES = 5
 
 
@@ -121,7 +122,7 @@ def describe(failure: Failure, moves: int) -> Iterator[str]:
     yield f"{failure.settings}"
     if len(story) > STORY_LINES:
         yield f"... {len(story) - STORY_LINES} lines left out"
-    yield from story[-STORY_LINES:]
+    yield from (line[:STORY_COLUMNS] for line in story[-STORY_LINES:])
     yield f"again: scripts/soak simulate --replay {failure.settings.seed} --moves {moves}"
 
 
