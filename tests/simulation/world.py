@@ -305,6 +305,7 @@ class World:
         if self.evil and self.faulty and chance.one_in(60):
             self.fault("message of another process")
             identity = chance.of(self.clients).identity()
+            connection.broken = True  # what is answered, if at all, is not this request
         self.life.handle(RequestReceived(connection.peer, identity, correlation, request))
         self._look_whether_stopped()
         return True
