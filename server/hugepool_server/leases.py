@@ -106,6 +106,15 @@ class Session:
     held: dict[int, Lease] = field(default_factory=dict)
     knows_workers: bool = False
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether it may be sent parts, if it is a worker.
+
+        One that came by another connection registers anew, and says by that that it is
+        at no part: what it was sent before would be taken from it, and still be run.
+        """
+        return self.reachable and not self.renewed
+
     def __repr__(self) -> str:
         return (
             f"<Session {self.number} of pid {self.identity.pid}: "

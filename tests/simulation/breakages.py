@@ -80,6 +80,13 @@ BREAKAGES = (
         "pass",
     ),
     Breakage(
+        "a part that could not be sent is waited for",
+        SessionRequests.on_peer_unreachable,
+        "self._state.jobs.unsent(session, event.unsent)",
+        "pass",
+        is_rare=True,
+    ),
+    Breakage(
         "a part is run while another process may still write",
         patience.bars,
         "if isinstance(stale, Assignment) and stale.job is job:",

@@ -274,7 +274,9 @@ class Client:
                 return self.read()
             self.lose_connection(0)
             return True
-        if self.connection is not None and self.connection.broken and self.chance.one_in(16):
+        # That it is broken it does not know; but what it asked is not answered.
+        broken = self.connection is not None and self.connection.broken
+        if broken and (self.asked or self.world.evil) and self.chance.one_in(16):
             self.lose_connection(0)
             return True
         if at is At.READY:

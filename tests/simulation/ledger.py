@@ -259,6 +259,9 @@ class Ledger:
             self.owed.setdefault((event.peer, event.correlation), []).append(event)
         elif type(event) is PeerUnreachable:
             self.excused.add(event.peer)
+            session = self.by_peer.get(event.peer)
+            if session is not None and isinstance(event.unsent, RunPart):
+                session.working = None  # it will not hear of it
 
     def judge(self, event: Event, effects: Sequence[Effect]) -> None:
         """An event was handled: hold its effects against what is known."""
@@ -618,16 +621,13 @@ class Ledger:
             return "what it was made of is gone"
         if not one.sealed and not self._lives(one.owner):
             return "its owner ended before it was sealed"
-        # Who has not told yet that he has it is not waited for: he will be told.
-        if one.temporary and not self._lives(one.owner) and not self._is_leased(one):
-            return "its owner ended, and it was temporary"
-        kept = self._is_leased(one) or self.world.is_held(one.segment_id)
-        if one.superseded and not named and (one.lost or not kept):
-            return "superseded"
+        leased = any(lease.segment_id == one.segment_id for lease in self.leases.values())
+        if one.lost or not (leased or self.world.is_held(one.segment_id)):
+            if one.temporary and not self._lives(one.owner):
+                return "its owner ended, and it was temporary"
+            if one.superseded and not named:
+                return "superseded"
         return ""
-
-    def _is_leased(self, one: Array) -> bool:
-        return any(lease.segment_id == one.segment_id for lease in self.leases.values())
 
     def _lives(self, token: str) -> bool:
         return any(self._token_name(number) == token for number in self.sessions)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hugepool_common.errors import ErrorCode
-from hugepool_common.messages import CreateArray, Failed
+from hugepool_common.messages import CreateArray, Failed, RunPart
 from hugepool_common.spec import PageReport, Segment
 from hugepool_server.coordinator import Coordinator
 from hugepool_server.events import (
@@ -246,13 +246,14 @@ class Life:
         connection = world.connections.get(effect.peer)
         if connection is None or not connection.open:
             if not chance.one_in(3):
-                self._pending.append(PeerUnreachable(effect.peer))
+                self._pending.append(PeerUnreachable(effect.peer, effect.message))
             return
         full = connection.process.stopped and len(connection.down) >= FULL_QUEUE
-        if full or (world.faulty and chance.one_in(3000)):
+        rarely = 40 if type(effect.message) is RunPart else 500
+        if full or (world.faulty and chance.one_in(rarely)):
             world.fault("send failed")
             connection.broken = True
-            self._pending.append(PeerUnreachable(effect.peer))
+            self._pending.append(PeerUnreachable(effect.peer, effect.message))
             return
         entry = effect.correlation, effect.message
         if world.evil and world.faulty:
