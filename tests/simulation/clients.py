@@ -134,6 +134,8 @@ class Client:
         Leases by number.
     goes_on
         Whether it told its last Hello that it had a session before.
+    former
+        Token that it does not hold any more, and asks for all the same.
     parts
         Parts that its worker was told to run, the first of them under way.
     quiet
@@ -195,6 +197,7 @@ class Client:
         self.token: Token | None = None
         self.session = 0
         self.goes_on = False
+        self.former = ""
         self.registered = False
         self.asked: dict[int, Request] = {}
         self.again: list[Request] = []
@@ -327,9 +330,10 @@ class Client:
             return False
         self.connection = self.world.connect(self.process)
         self.at = At.HELLO
-        self.goes_on = self.token is not None
+        resume = self.token.name if self.token else self.former
+        self.goes_on = bool(resume)
         kind = WORKER_CLIENT if self.is_worker else "client"
-        self.ask(Hello(kind, "0.1", self.token.name if self.token else ""))
+        self.ask(Hello(kind, "0.1", resume))
         return True
 
     def _on_welcome(self, message: Welcome, request: Request | None) -> None:
@@ -429,11 +433,14 @@ class Client:
 
     def exec(self) -> None:
         """The process goes on as another program, which knows nothing of all this."""
+        former = self.token
         self._unmap_all()
-        if self.token is not None:
-            self.token.holder = None
+        if former is not None:
+            former.holder = None
         self.disconnect(self.chance.pick(3))
         self._know_nothing()
+        if self.world.evil and former is not None:
+            self.former = former.name  # it was written down somewhere
 
     def _unmap_all(self) -> None:
         for file in list(self.process.mapped):

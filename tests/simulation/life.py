@@ -351,7 +351,8 @@ class Life:
         )
         if held:
             self.bound.add(effect.session)
-        self._answer(TokenChecked(effect.session, held))
+        # At once, as the daemon does: what was seen of a lock is true when it is said.
+        self._pending.append(TokenChecked(effect.session, held))
 
     def _answer(self, event: Event) -> None:
         if self.chance.one_in(3):
