@@ -337,7 +337,7 @@ class Client:
         return True
 
     def _on_welcome(self, message: Welcome, request: Request | None) -> None:
-        if self.at is not At.HELLO:
+        if self.at is not At.HELLO or request is None:
             return
         self.session = message.session
         if message.resumed:
@@ -363,7 +363,7 @@ class Client:
         return True
 
     def _on_bound(self, message: Bound, request: Request | None) -> None:
-        if self.at is not At.BINDING:
+        if self.at is not At.BINDING or request is None:
             return
         if self.goes_on:
             self._resume()
@@ -384,6 +384,8 @@ class Client:
         self.ask(Resume(tuple(told), more=bool(self.to_resume)))
 
     def _on_resumed(self, message: Resumed, request: Request | None) -> None:
+        if request is None:
+            return  # it came twice, and was taken in
         gone = set(message.gone)
         for number, one in list(self.held.items()):
             if one.segment_id in gone:
