@@ -340,7 +340,8 @@ class Ledger:
             case TokenChecked():
                 right = event.session == effect.session and not event.held
             case PeerUnreachable():
-                right = event.peer == session.peer and not session.bound
+                # Of one that took the place of a session that was over, the peer is not known.
+                right = not session.bound and session.peer in (b"", event.peer)
             case RequestReceived(request=Goodbye()):
                 right = event.peer == session.peer and self._same(event.identity, session)
             case _:
