@@ -327,7 +327,8 @@ class ArrayRequests:
         state = self._state
         for found in state.registry.orphans:
             at_it = state.leases.asked if found.sealed else state.leases.writers
-            if not (at_it(found.segment_id) or self._is_used(found)):
+            unseen = found.sealed and state.may_be_held_unseen(found)
+            if not (at_it(found.segment_id) or self._is_used(found) or unseen):
                 self.remove(found)
         for found in state.registry.superseded:
             readers = state.leases.asked(found.segment_id)

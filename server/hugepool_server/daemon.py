@@ -369,7 +369,7 @@ class Daemon:
         match effect:
             case events.Send():
                 if not self._endpoint.send(effect.peer, effect.correlation, effect.message):
-                    pending.append(events.PeerUnreachable(effect.peer))
+                    pending.append(events.PeerUnreachable(effect.peer, effect.message))
             case events.MakeSegment():
                 self._makers.make(effect, self._tokens.name_of(effect.session))
             case events.CancelSegment():

@@ -151,6 +151,8 @@ class PeerUnreachable:
     """A send to this peer failed: it is gone, or never reads."""
 
     peer: bytes
+    unsent: Message | None = None
+    """What it will not hear, if the daemon says so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class Jobs:
     def present(self) -> int:
         """Number of workers in no crew, but for idle ones that cannot be told of parts."""
         return sum(
-            worker.session.reachable
+            worker.session.takes_parts
             if worker.running is None
             else worker.running.job.kernel != CREW_KERNEL
             for worker in self._workers.values()
@@ -172,6 +172,13 @@ class Jobs:
         if not worker.running.stale:
             _take_back(worker.running)
         worker.running = worker.stopped_ns = None
+
+    def unsent(self, session: Session, notice: RunPart) -> None:
+        """A worker will not hear of a part that was to be sent to it: it is idle, or was before."""
+        worker = self._by_session.get(session.number)
+        running = worker.running if worker is not None else None
+        if running is not None and running.is_named(notice.job, notice.part, notice.epoch):
+            self.lay_down(session)
 
     def stopped(self, session: Session, now_ns: int) -> None:
         """The session's process was seen stopped; of interest if it is a busy worker."""
@@ -296,7 +303,9 @@ class Jobs:
     def assign(self, now_ns: int) -> list[tuple[Worker, RunPart]]:
         """Give pending parts to idle workers: the oldest job first, one part a worker."""
         idle = deque(
-            worker for worker in self.workers if worker.running is None and worker.session.reachable
+            worker
+            for worker in self.workers
+            if worker.running is None and worker.session.takes_parts
         )
         if not (idle and self._jobs):
             return []

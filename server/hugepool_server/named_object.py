@@ -88,6 +88,8 @@ class NamedObject:
         Of its payload, once it is sealed.
     temporary
         Whether it goes with its owner even when it is sealed.
+    nbytes
+        Its payload.
     """
 
     spec: ArraySpec
@@ -100,12 +102,14 @@ class NamedObject:
     checksum: str = ""
     temporary: bool = False
     created_ns: int = 0
+    nbytes: int = field(init=False)
     story: deque[ArrayState] = field(default_factory=lambda: deque(maxlen=_STORY_LENGTH))
     _segment: Segment | None = None
     _pages: PageReport | None = None
 
     def __post_init__(self) -> None:
         self.story.append(self.state)
+        self.nbytes = self.spec.nbytes
 
     @classmethod
     def recovered(

@@ -59,7 +59,7 @@ class Patience:
         """Note which jobs wait, from when on, and which do not any more."""
         stuck = _stuck(workers)
         able = any(
-            worker.session.reachable if worker.running is None else worker not in stuck
+            worker.session.takes_parts if worker.running is None else worker not in stuck
             for worker in workers
         )
         for job in jobs:

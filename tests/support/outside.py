@@ -279,8 +279,8 @@ class Outside:
             )
             unheard = state.leases.asked(number) if self.deaf else ()
             under_way = any(number in _segments(act) for act in acts)
-            superseded = number in self.superseded and state.leases.resuming
-            assert at_it or unheard or under_way or superseded or state.jobs.uses(number), (
+            unseen = record.sealed and state.leases.resuming
+            assert at_it or unheard or under_way or unseen or state.jobs.uses(number), (
                 "it outlived its owner"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from hugepool_common.errors import ErrorCode
@@ -10,6 +11,7 @@ from hugepool_common.messages import (
     Cancel,
     Cancelled,
     Counted,
+    DropSegment,
     Failed,
     Goodbye,
     GoodbyeSaid,
@@ -25,7 +27,7 @@ from hugepool_common.messages import (
     WorkerRegistered,
 )
 from hugepool_server.coordinator import Limits
-from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
+from hugepool_server.events import PeerUnreachable, Tick, WorkerContinued, WorkerStopped
 from support.coordination import Bench, Client
 
 LIMITS = Limits(worker_patience_ns=3_000_000_000, stopped_patience_ns=1_000_000_000)
@@ -258,6 +260,40 @@ def test_a_busy_worker_out_of_reach_keeps_its_part(bench: Bench) -> None:
     assert two.notices(RunPart) == []
     assert not one.reply(one.done(part), PartAccepted).stale
     assert client.reply(job, JobDone)
+
+
+def test_a_part_that_could_not_be_sent_is_done_by_another(bench: Bench) -> None:
+    client, one = bench.client(), bench.worker()
+    client.create("out")
+    job = client.submit(("out", "out", True), rows=(0, 1))
+    part = one.part()
+    bench.handle(PeerUnreachable(one.peer, part))
+    again = bench.worker().part()
+    assert (again.job, again.part, again.epoch) == (part.job, part.part, part.epoch + 1)
+    assert client.replies(job) == []
+
+
+def test_a_worker_that_a_part_could_not_be_sent_to_is_tried_again(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    job = client.submit(rows=(0, 1))
+    bench.handle(PeerUnreachable(worker.peer, worker.part()))
+    assert bench.coordinator.busy_workers == ((worker.session, worker.identity.pid),)
+    bench.handle(WorkerContinued(worker.session))
+    worker.done(worker.part())
+    assert client.reply(job, JobDone)
+    assert not bench.coordinator.busy_workers
+
+
+def test_a_part_that_was_sent_before_stays_where_it_is(bench: Bench) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.create("out")
+    client.submit(("out", "out", True), rows=(0, 1))
+    part = one.part()
+    for unsent in (DropSegment(7), msgspec.structs.replace(part, epoch=part.epoch + 1)):
+        bench.handle(PeerUnreachable(one.peer, unsent))
+    bench.handle(PeerUnreachable(client.peer, part))
+    assert two.notices(RunPart) == []
+    assert not one.reply(one.done(part), PartAccepted).stale
 
 
 # After a restart --------------------------------------------------------------

@@ -612,6 +612,18 @@ def test_a_report_of_an_ended_job_that_was_lost_leaves_the_worker_idle(bench: Be
     client.reply(second, JobDone)
 
 
+def test_a_worker_at_a_new_connection_gets_no_part_before_it_registers(bench: Bench) -> None:
+    """Its registration, already on its way, would take from it what it was just sent."""
+    client, worker = bench.client(), bench.worker()
+    worker.resume()
+    job = client.submit(rows=(0, 1))
+    assert worker.notices(RunPart) == []
+    assert client.call(Stats(), Counted).jobs_waiting == 1
+    worker.call(RegisterWorker(), WorkerRegistered)
+    worker.done(worker.part())
+    assert client.reply(job, JobDone)
+
+
 def test_a_worker_that_runs_again_is_told_of_parts(bench: Bench) -> None:
     client, worker = bench.client(), bench.worker()
     worker.vanish()

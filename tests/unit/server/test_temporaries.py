@@ -146,17 +146,31 @@ def test_it_is_its_clients_after_a_restart(bench: Bench) -> None:
     client.resume(lease)
     assert client.call(Seal("t"), Sealed).array.readers == 1
     client.exit()
+    assert bench.unlinked == [], "another one may have it, and has not told"
+    idle.resume()
     assert bench.unlinked == [1]
-    assert idle.session in bench.watched
 
 
-def test_it_goes_at_once_where_its_client_did_not_live_on(bench: Bench) -> None:
+def test_it_goes_where_its_client_did_not_live_on(bench: Bench) -> None:
     client = bench.client()
-    bench.client()  # that is not heard of again
     temporary(client)
     bench.locked.discard(client.session)
     bench.restart()
     assert bench.unlinked == [1]
+
+
+def test_a_reader_of_before_keeps_it_after_a_restart(bench: Bench) -> None:
+    client, reader = bench.client(), bench.client()
+    temporary(client, "unsealed", seal=False)
+    temporary(client)
+    lease = held(reader.attach("t"))
+    bench.locked.discard(client.session)
+    bench.restart()
+    assert bench.unlinked == [1], "what was not sealed is of use to nobody"
+    assert reader.resume(lease).gone == ()
+    assert bench.unlinked == [1]
+    reader.call(Detach(lease.lease), Detached)
+    assert bench.unlinked == [1, 2]
 
 
 def test_what_is_lost_and_temporary_goes_with_its_client(bench: Bench) -> None:
