@@ -277,7 +277,7 @@ class World:
 
     def shape_of_remains(self) -> str:
         """What lies there with numbers and names taken out: equal for states of one kind."""
-        lines = []
+        lines: list[str] = []
         for directory, _, names in os.walk(self.run):
             lines += (
                 _HEX.sub("#", os.path.relpath(os.path.join(directory, name), self.run))

@@ -1,0 +1,414 @@
+"""What only real processes show: death, stops, forks, pids, signals, and peers that misbehave."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+import hugepool
+import hugepool_common
+import hugepool_server
+from hugepool_common import wire
+from hugepool_common.errors import ErrorCode
+from hugepool_common.messages import (
+    Bind,
+    Bound,
+    Counted,
+    Failed,
+    FromCoordinator,
+    Goodbye,
+    GoodbyeSaid,
+    Hello,
+    List,
+    Stats,
+    Welcome,
+)
+from support.extras import need
+from support.host import require, settles
+from support.service import Service
+
+HOLDER = """
+import signal, hugepool
+pool = hugepool.connect()
+x = pool.attach("x")
+mine = pool.create("mine", 1000)
+print("ready", flush=True)
+{then}
+signal.pause()
+"""
+
+PACKAGES = (hugepool, hugepool_common, hugepool_server)
+
+
+def holder(service: Service, then: str = "") -> subprocess.Popen[str]:
+    """A client that has attached x and made an array of its own."""
+    made = service.spawn(sys.executable, "-c", HOLDER.format(then=then))
+    assert made.stdout is not None
+    assert made.stdout.readline() == "ready\n"
+    return made
+
+
+def names(pool: hugepool.Pool) -> list[str]:
+    return [info.spec.name for info in pool.list()]
+
+
+def readers(pool: hugepool.Pool) -> tuple[int, ...]:
+    return pool.describe("x").reader_pids
+
+
+# Death, stops, forks ----------------------------------------------------------
+
+
+def test_what_a_killed_client_held_is_free_and_what_it_had_not_sealed_is_gone(
+    service: Service,
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        victim = holder(service)
+        assert victim.pid in readers(pool)
+        tokens = len(os.listdir(service.directory / "tokens"))
+        victim.kill()
+        assert settles(lambda: victim.pid not in readers(pool) and names(pool) == ["x"], 2)
+        assert settles(lambda: len(os.listdir(service.directory / "tokens")) == tokens - 1, 2)
+
+
+def test_a_stopped_client_keeps_what_it_holds(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        stopped = holder(service)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        # Longer than anything that looks for the dead takes to come round.
+        ends = time.monotonic() + 3.5
+        while time.monotonic() < ends:
+            assert stopped.pid in readers(pool)
+            assert names(pool) == ["mine", "x"]
+            time.sleep(0.1)
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert stopped.pid in readers(pool)
+
+
+def test_a_fork_child_does_not_keep_a_dead_client_alive(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        parent = holder(service, "import os\nif os.fork() == 0: signal.pause()")
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        assert settles(lambda: bool(children.read_text().split()))
+        (child,) = map(int, children.read_text().split())
+        try:
+            parent.kill()
+            assert settles(lambda: names(pool) == ["x"] and parent.pid not in readers(pool), 2)
+            assert Path(f"/proc/{child}").exists()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_client_that_becomes_another_program_has_ended(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        changed = holder(service, "import os\nos.execvp('sleep', ['sleep', '100'])")
+        assert settles(lambda: names(pool) == ["x"] and changed.pid not in readers(pool), 5)
+        assert changed.poll() is None
+
+
+REUSED_PID = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import hugepool
+
+run = sys.argv[1]
+HOLDER = sys.argv[2]
+
+
+def coordinator():
+    made = subprocess.Popen([sys.executable, "-m", "hugepool_server", "--runtime-dir", run],
+                            stdout=subprocess.PIPE, text=True)
+    made.stdout.readline()
+    return made
+
+
+def sleeper_with_pid(pid):
+    # Nobody else forks in this namespace, so the next child has the number.
+    for _ in range(100):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        child = os.fork()
+        if child == 0:
+            time.sleep(100)
+        if child == pid:
+            return child
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    raise SystemExit("the pid cannot be had again")
+
+
+os.environ["HUGEPOOL_ADDRESS"] = f"ipc://{run}/hugepool.sock"
+first = coordinator()
+pool = hugepool.connect()
+pool.put("x", [1.0])
+client = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
+client.stdout.readline()
+assert [info.spec.name for info in pool.list()] == ["mine", "x"]
+first.kill()
+first.wait()
+client.kill()
+client.wait()
+sleeper = sleeper_with_pid(client.pid)
+second = coordinator()
+fresh = hugepool.connect()
+found = [info.spec.name for info in fresh.list()]
+pids = fresh.describe("x").reader_pids
+os.kill(sleeper, 0)
+os.kill(sleeper, signal.SIGKILL)
+print(found, client.pid in pids)
+fresh.close()
+pool.close()
+second.terminate()
+second.wait()
+"""
+
+
+def test_a_pid_that_is_used_again_does_not_revive_a_session(tmp_path: Path) -> None:
+    """Its client dies while no coordinator runs, and somebody else gets the number."""
+    require("mounts", os.geteuid() == 0, "needs root for a pid namespace")
+    done = subprocess.run(
+        [
+            *("unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", REUSED_PID),
+            *(str(tmp_path / "run"), HOLDER.format(then="")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "['x'] False\n", done.stderr
+
+
+# The clock --------------------------------------------------------------------
+
+
+def test_no_decision_depends_on_the_wall_clock() -> None:
+    """A clock that is set, by an administrator or by NTP, changes nothing: nobody reads it."""
+    wall = {
+        *("time", "time_ns", "localtime", "gmtime", "ctime", "strftime"),
+        *("CLOCK_REALTIME", "CLOCK_TAI"),
+    }
+    found = []
+    for package in PACKAGES:
+        assert package.__file__ is not None
+        root = Path(package.__file__).parent
+        for path in sorted(root.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                of_time = isinstance(node, ast.Attribute) and (
+                    isinstance(node.value, ast.Name)
+                    and (
+                        (node.value.id == "time" and node.attr in wall)
+                        or node.value.id == "datetime"
+                    )
+                )
+                imported = isinstance(node, ast.ImportFrom) and (
+                    node.module == "datetime"
+                    or (node.module == "time" and {name.name for name in node.names} & wall)
+                )
+                if of_time or imported:
+                    found.append(f"{path.relative_to(root.parent)}:{node.lineno}")
+    # What a person reads when a benchmark was run decides nothing.
+    assert [place for place in found if "/bench/" not in place] == []
+
+
+# Peers that misbehave ---------------------------------------------------------
+
+
+class RawSession:
+    """A session by hand, frame by frame."""
+
+    def __init__(self, service: Service, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        self.socket.connect(service.address)
+        welcome = self.ask(wire.encode(1, Hello("raw", "0")))
+        assert isinstance(welcome, Welcome)
+        self._token = os.open(welcome.token, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.lockf(self._token, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert isinstance(self.ask(wire.encode(2, Bind())), Bound)
+
+    def ask(self, frames: list[bytes]) -> FromCoordinator:
+        """Send frames and take what comes."""
+        self.socket.send_multipart(frames)
+        return wire.decode_from_coordinator(self.socket.recv_multipart())[1]
+
+    def close(self) -> None:
+        """Leave."""
+        assert isinstance(self.ask(wire.encode(3, Goodbye())), GoodbyeSaid)
+        self.socket.close()
+        os.close(self._token)
+
+
+@contextmanager
+def raw_session(service: Service) -> Iterator[RawSession]:
+    """In a context of its own."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    session = RawSession(service, context)
+    try:
+        yield session
+        session.close()
+    finally:
+        session.socket.close()
+        context.term()
+
+
+@pytest.mark.parametrize("strange", ["version", "number", "field", "type", "trailing", "missing"])
+def test_what_is_unknown_is_a_typed_error_and_the_session_goes_on(
+    service: Service, strange: str
+) -> None:
+    service.start()
+    with raw_session(service) as session:
+        version, correlation, body = wire.encode(7, List("abc"))
+        frames = {
+            "version": [bytes([version[0] + 1]), correlation, body],
+            "number": [version, correlation, b"\x81\xa1m\x63"],  # {"m": 99}
+            "field": [version, correlation, b"\x83" + body[1:] + b"\xa4more\x01"],
+            "type": [version, correlation, b"\x82\xa1m\x08\xa5after\x01"],
+            "trailing": [version, correlation, body + b"\xc0"],
+            "missing": [version, correlation, b"\x81\xa5after\xa0"],
+        }[strange]
+        refusal = session.ask(frames)
+        assert isinstance(refusal, Failed)
+        assert refusal.code == ErrorCode.PROTOCOL, refusal
+        assert isinstance(session.ask(wire.encode(8, Stats())), Counted)
+
+
+def memory_of(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def test_a_peer_that_never_reads_costs_others_nothing(service: Service) -> None:
+    """Its replies are dropped beyond a bound: the coordinator neither waits nor grows."""
+    service.start()
+    assert service.process is not None
+    with hugepool.connect(service.address) as pool:
+        for number in range(32):  # so that a reply has some weight
+            pool.put(f"array-{number}", [1.0])
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        mute = RawSession(service, context)
+        before = memory_of(service.process.pid)
+        frames = wire.encode(9, List())
+        for round_ in range(40):
+            for _ in range(500):
+                try:
+                    mute.socket.send_multipart(frames, zmq.NOBLOCK)
+                except zmq.Again:
+                    break  # nobody takes its requests any more: bounded as well
+            assert len(pool.list()) == 32, round_
+        assert memory_of(service.process.pid) - before < 64 << 20
+        mute.socket.close()
+        context.term()
+        # Only its own session went.
+        assert settles(lambda: pool.stats().sessions == 1, 20)
+
+
+# Signals ----------------------------------------------------------------------
+
+
+def test_a_signal_ends_it_while_an_array_is_being_made(service: Service) -> None:
+    service.start()
+    assert service.process is not None
+    maker = service.spawn(
+        sys.executable,
+        "-c",
+        "import hugepool\n"
+        "pool = hugepool.connect()\n"
+        "told = []\n"
+        "def progress(done, total):\n"
+        "    if not told:\n"
+        "        told.append(1)\n"
+        "        print('begun', flush=True)\n"
+        "try:\n"
+        "    pool.create('big', 250_000_000, backing='shm-4k', progress=progress)\n"
+        "except hugepool.HugepoolError as error:\n"
+        "    print('refused', type(error).__name__)\n",
+    )
+    assert maker.stdout is not None
+    assert maker.stdout.readline() == "begun\n"
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(20) == 0
+    assert maker.stdout.readline().startswith("refused")
+    assert not service.directory.exists()
+
+
+# Restart ----------------------------------------------------------------------
+
+
+MULTIPLIER = """
+import sys, hugepool, numpy as np
+pool = hugepool.connect()
+A, x = pool.attach("A"), pool.attach("x")
+expected = A.as_scipy() @ x.array
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    pool.matvec(A, x, out="y", workers=2)
+except hugepool.HugepoolError as error:
+    print(type(error).__name__, flush=True)
+print(np.array_equal(A.as_scipy() @ x.array, expected), flush=True)
+sys.stdin.readline()
+y = pool.matvec(A, x, out="y2", workers=2)
+print(np.array_equal(y.array, expected), flush=True)
+"""
+
+
+def test_a_coordinator_killed_in_a_job_loses_the_job_and_no_array(service: Service) -> None:
+    need("numba")
+    import scipy.sparse
+
+    service.start()
+    workers = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "2")
+    with hugepool.connect(service.address) as pool:
+        assert settles(lambda: len(pool.stats().workers) == 2, 60)
+        pids = [worker.pid for worker in pool.stats().workers]
+        pool.put("A", scipy.sparse.random_array((3000, 3000), density=0.01, format="csr", rng=1))
+        pool.put("x", np.arange(3000.0))
+        client = subprocess.Popen(
+            [sys.executable, "-c", MULTIPLIER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HUGEPOOL_ADDRESS": service.address},
+        )
+        assert client.stdin is not None and client.stdout is not None
+        try:
+            assert client.stdout.readline() == "ready\n"
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)  # so the job lasts
+            client.stdin.write("\n")
+            client.stdin.flush()
+            assert settles(lambda: pool.stats().jobs_running == 1)
+            service.kill()
+            service.start()
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            assert client.stdout.readline() == "JobInterruptedError\n"
+            assert client.stdout.readline() == "True\n"  # it reads on, in the same mapping
+            assert {"A", "x"} <= set(names(pool))
+            client.stdin.write("\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == "True\n"
+        finally:
+            client.kill()
+            client.communicate()
+    workers.terminate()
