@@ -22,17 +22,20 @@ class Actor:
     """A client with its handles; every public method is a request."""
 
     def __init__(self) -> None:
+        self._address = ""
         self._pool: Pool | None = None
         self._handles: dict[str, Any] = {}
 
     @property
     def pool(self) -> Pool:
-        """The session."""
-        assert self._pool is not None
+        """The session, opened anew if it is not open."""
+        if self._pool is None:
+            self._pool = connect(self._address)
         return self._pool
 
     def connect(self, address: str) -> None:
         """Open the session."""
+        self._address = address
         self._pool = connect(address)
 
     def create(self, name: str, count: int, backing: str = "") -> None:
@@ -54,7 +57,7 @@ class Actor:
 
     def publish(self, name: str, source: str) -> None:
         """Publish a sealed array that is held under another name."""
-        self.pool.publish(name, self._handles[source])  # type: ignore[attr-defined]
+        self.pool.publish(name, self._handles[source])
         self._handles[name] = self._handles.pop(source)
 
     def attach(self, name: str) -> int | None:

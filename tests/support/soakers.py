@@ -175,7 +175,7 @@ class Soaker:
         act = lambda: self.pool.put(source, array, backing=self._backing(array))  # noqa: E731
         handle = self._call("put", source, self._content, act)
         if handle is not None:
-            publish = lambda: self.pool.publish(name, handle)  # type: ignore[attr-defined]  # noqa: E731
+            publish = lambda: self.pool.publish(name, handle)  # noqa: E731
             self._call("publish", name, self._content, publish)
             self._detach(handle)
         self._call("destroy", source, None, lambda: self.pool.destroy(source))

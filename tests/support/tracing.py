@@ -112,9 +112,10 @@ class Tracer:
         if self._strace.poll() is None:
             self._strace.send_signal(signal.SIGINT)
         assert self._strace.stderr is not None
-        self._strace.stderr.read()
+        if not self._strace.stderr.closed:
+            self._strace.stderr.read()
+            self._strace.stderr.close()
         self._strace.wait()
-        self._strace.stderr.close()
 
     def calls(self) -> list[Call]:
         """What every thread did; one that was made in the window has the number -1."""

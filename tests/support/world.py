@@ -28,6 +28,7 @@ ANSWER_S = 20.0
 """A client that says nothing for so long hangs."""
 
 _SEGMENT = re.compile(r"[0-9a-f]{8,16}\.segment")
+_MANIFEST = re.compile(r"[0-9a-f]{16}\.manifest")
 _HEX = re.compile(r"[0-9a-f]{8,}")
 
 
@@ -253,11 +254,11 @@ class World:
                     path = str(directory / name)
                     if _SEGMENT.fullmatch(name):
                         segments.add(path)
-                    elif name != "owner":
+                    elif not name.startswith("owner:"):
                         strays.add(path)
         for name in _names(self.run / "arrays"):
             manifest = self.run / "arrays" / name
-            if not name.endswith(".manifest"):
+            if not _MANIFEST.fullmatch(name):
                 strays.add(str(manifest))
                 continue
             with contextlib.suppress(FileNotFoundError):
