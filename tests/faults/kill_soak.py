@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,8 @@ class KillSoak:
         self._room = world.room()
         self._ours: set[int] = set()
         """Pids that we have killed."""
+        self.trail: deque[str] = deque(maxlen=400)
+        """What happened lately, for whoever looks into a failure."""
 
     def begin(self) -> None:
         """Start all of them, and share what everybody reads."""
@@ -209,13 +211,23 @@ class KillSoak:
             A promise was not kept.
         """
         rng = random.Random(self._seed * 1_000_003 + number)
+        self.trail.append(f"cycle {number}")
         soaking = [child for child in self._soakers if child is not None]
         for child in soaking:
             child.say(json.dumps({"seed": rng.getrandbits(40), "calls": CALLS}))
         self._torment(rng)
         self._hear_out(soaking)
         self._start_missing()
+        self._resume()
         self._count(number)
+
+    def _resume(self) -> None:
+        """Have every client speak: till then a coordinator does not know what it holds, and
+        keeps what it may hold."""
+        living = [child for child in self._soakers if child is not None and child.alive]
+        for child in living:
+            child.say(json.dumps({"seed": 0, "calls": 0}))
+        self._hear_out(living)
 
     def _torment(self, rng: random.Random) -> None:
         """Kill and stop any subset, each at a moment of its own."""
@@ -241,12 +253,14 @@ class KillSoak:
             elif number == signal.SIGSTOP:
                 self.stopped[child.role.rstrip("012")] += child.alive
             child.signal(number)
+            self.trail.append(f"{time.monotonic():.4f} {signal.Signals(number).name} to {child!r}")
         if world.coordinator is not None and world.coordinator.pid in self._ours:
             # One that is stopped when it is killed dies all the same.
             world.coordinator.wait(10)
             time.sleep(rng.random() * 0.03)
             world.kill_coordinator()
             world.start()
+            self.trail.append(f"{time.monotonic():.4f} started {world.coordinator!r}")
         # Without workers a job would wait for half a minute.
         self._start_workers()
 
@@ -276,6 +290,7 @@ class KillSoak:
                     waiting.remove(child)
                     continue
                 told = json.loads(line)
+                self.trail.append(f"{child.role} {child.pid}: {line}")
                 deadline = time.monotonic() + CALL_S
                 if "done" in told:
                     waiting.remove(child)
@@ -411,6 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
             except (Broken, TooSlow, StartRefused, AssertionError) as broken:
                 log = world.coordinator.tail() if world.coordinator is not None else ""
                 failure = {"cycle": done, "seed": chosen.seed, "reason": str(broken), "log": log}
+                failure["trail"] = list(soak.trail)
                 print(f"FAILED in cycle {done} of seed {chosen.seed}: {broken}", file=sys.stderr)
                 print(f"end of the coordinator's log:\n{log}", file=sys.stderr)
     report = {
@@ -428,6 +444,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.report:
         chosen.report.write_text(json.dumps(report, indent=1))
     shown = {key: value for key, value in report.items() if key not in ("gauges", "calls")}
+    if failure:
+        shown["failure"] = failure["reason"]
     print(json.dumps(shown, indent=1))
     return 1 if failure else 0
 

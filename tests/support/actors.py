@@ -108,6 +108,7 @@ class Actor:
                 "lost": info.lost,
                 "content": content,
                 "nbytes": info.spec.nbytes,
+                "creator": info.creator_pid,
             }
         return found
 
