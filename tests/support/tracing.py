@@ -28,6 +28,9 @@ CALLS = (
 """Calls that change or ask something outside the process; waiting, clocks and locks of threads
 do not."""
 
+POOL = 3
+"""Threads of the pools, of which one does an operation's work: which one is chance."""
+
 _LINE = re.compile(r"(?:\d+\s+)?(\w+)\((.*)")
 _FD = re.compile(r"^(?:AT_FDCWD|-?\d+)<([^>]*)>")
 
@@ -39,7 +42,8 @@ class Call:
     Parameters
     ----------
     thread
-        Which: 0 is the first of its process, in the order that they were made.
+        Which: 0 is the first of its process, 1 and 2 are libzmq's, `POOL` any of those that
+        were made later, -1 one that was made in the window.
     name
         Of the call.
     when
@@ -80,7 +84,7 @@ class Tracer:
     output
         File for what it sees; with `thread` None one file per thread, ``output.TID``.
     thread
-        Ordinal of the thread, or None for all.
+        As of :class:`Call`, or None for all.
     inject
         The call and what to do, as strace's ``inject=`` wants it; empty only to look.
     """
@@ -97,7 +101,8 @@ class Tracer:
         if thread is None:
             command += ["-ff", "-p", str(child.pid)]
         else:
-            command += ["-p", str(self._threads[thread])]
+            for tid in self._threads[thread:] if thread == POOL else [self._threads[thread]]:
+                command += ["-p", str(tid)]
         for stale in output.parent.glob(output.name + "*"):
             stale.unlink()
         self._strace = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
@@ -122,7 +127,7 @@ class Tracer:
         found = []
         for path in sorted(self._output.parent.glob(self._output.name + ".*")):
             tid = int(path.suffix[1:])
-            thread = self._threads.index(tid) if tid in self._threads else -1
+            thread = min(self._threads.index(tid), POOL) if tid in self._threads else -1
             counts: dict[str, int] = {}
             for line in path.read_text(errors="replace").splitlines():
                 match = _LINE.match(line)
