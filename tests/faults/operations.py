@@ -205,6 +205,28 @@ class Destroy(Operation):
         return {"keep": Held(7)}
 
 
+class Forget(Operation):
+    """A name goes of which somebody reads an older generation: that one has no name again."""
+
+    name = "forget"
+
+    def prepare(self, scene: Scene) -> None:
+        scene.put("keep", 7)
+        scene.put("x", 17)
+        scene.read("x", 17)
+        scene.put("next", 18)
+        scene.actor.ask("publish", name="x", source="next")
+
+    def begin(self, scene: Scene) -> None:
+        scene.actor.tell("destroy", name="x")
+
+    def before(self) -> State:
+        return {"keep": Held(7), "x": Held(18)}
+
+    def after(self) -> State:
+        return {"keep": Held(7)}
+
+
 class Adopt(Operation):
     """A coordinator starts on what a killed one left: whole, half made, superseded, and owned
     by the living and by the dead."""
@@ -258,6 +280,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Publish(),
     Attach(),
     Destroy(),
+    Forget(),
     Adopt(),
     Resume(),
 )

@@ -545,11 +545,11 @@ def _fits(found: dict[str, Any], held: Held, nbytes: int) -> bool:
 
 
 def sampled(points: list[Point], count: int, rng: random.Random) -> list[Point]:
-    """The first kill of every call of every operation and process, then others by chance."""
-    first: dict[tuple[str, str, str], Point] = {}
+    """The first kill of every call of every operation, then others by chance."""
+    first: dict[tuple[str, str], Point] = {}
     for point in points:
         if point.fault == KILL:
-            first.setdefault((point.operation, point.target, point.call), point)
+            first.setdefault((point.operation, point.call), point)
     chosen = list(first.values())
     if len(chosen) > count:
         return rng.sample(chosen, count)
