@@ -1,8 +1,8 @@
 """A service whose processes are killed and stopped by chance, cycle after cycle.
 
 One coordinator, four workers, three clients that make, seal, publish, read, multiply
-and destroy. In each cycle some of them are killed or stopped in the middle; then all
-that died is started again and everything is counted: every acknowledged array whole,
+and destroy. In each cycle some of them are killed, stopped or asked to end in the middle; then all
+that ended is started again and everything is counted: every acknowledged array whole,
 nothing lost, nothing left over, every call ended with a right result or an error of
 hugepool's own, nobody dead of a signal that was not ours::
 
@@ -136,11 +136,15 @@ class KillSoak:
         self._observer: Client | None = None
         self.killed: Counter[str] = Counter()
         self.stopped: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        """Asked to end by SIGTERM."""
         self.worker_ends: Counter[int] = Counter()
         self.gauges: list[dict[str, int]] = []
         self._room = world.room()
         self._ours: set[int] = set()
         """Pids that we have killed."""
+        self._asked: set[int] = set()
+        """Pids that we have asked to end."""
         self.trail: deque[str] = deque(maxlen=400)
         """What happened lately, for whoever looks into a failure."""
 
@@ -239,24 +243,33 @@ class KillSoak:
             if child is None or rng.random() > chance:
                 continue
             at = rng.random() ** 2 * 0.06
-            if rng.random() < 0.6:
+            way = rng.random()
+            if way < 0.5:
                 plan.append((at, child, signal.SIGKILL))
+            elif way < 0.6 and child.role in ("coordinator", "worker"):
+                plan.append((at, child, signal.SIGTERM))
             else:
                 plan.append((at, child, signal.SIGSTOP))
                 plan.append((at + rng.random() * 0.05, child, signal.SIGCONT))
         began = time.monotonic()
         for at, child, number in sorted(plan, key=lambda one: one[0]):
             time.sleep(max(0.0, began + at - time.monotonic()))
-            if number == signal.SIGKILL:
+            if number == signal.SIGTERM:
+                self._asked.add(child.pid)
+                self.ended[child.role] += child.alive
+            elif number == signal.SIGKILL:
                 self._ours.add(child.pid)
                 self.killed[child.role.rstrip("012")] += child.alive
             elif number == signal.SIGSTOP:
                 self.stopped[child.role.rstrip("012")] += child.alive
             child.signal(number)
             self.trail.append(f"{time.monotonic():.4f} {signal.Signals(number).name} to {child!r}")
-        if world.coordinator is not None and world.coordinator.pid in self._ours:
+        coordinator = world.coordinator
+        if coordinator is not None and coordinator.pid in self._ours | self._asked:
             # One that is stopped when it is killed dies all the same.
-            world.coordinator.wait(10)
+            status = coordinator.wait(10)
+            if status not in (0, -signal.SIGKILL) or (status and coordinator.pid not in self._ours):
+                raise Broken(f"the coordinator ended with {status}:\n{coordinator.tail()}")
             time.sleep(rng.random() * 0.03)
             world.kill_coordinator()
             world.start()
@@ -265,7 +278,8 @@ class KillSoak:
         self._start_workers()
 
     def _start_workers(self) -> None:
-        eventually(lambda: not any(w.alive and w.pid in self._ours for w in self._workers), 5)
+        ending = self._ours | self._asked
+        eventually(lambda: not any(w.alive and w.pid in ending for w in self._workers), 5)
         self._workers = [worker for worker in self._workers if self._lives(worker)]
         while len(self._workers) < WORKERS:
             self._workers.append(self._world.nursery.spawn("worker", self._work))
@@ -415,7 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="hpk-") as place:
         root = Path(place)
         (root / "logs").mkdir()
-        with World(root, Nursery(root / "logs"), huge_bytes=64 << 20) as world:
+        with World(root, Nursery(root / "logs"), huge_bytes=64 << 20, options=("--keep",)) as world:
             soak = KillSoak(world, chosen.seed)
             try:
                 soak.begin()
@@ -436,6 +450,7 @@ def main(arguments: list[str] | None = None) -> int:
         "failure": failure,
         "killed": dict(soak.killed),
         "stopped": dict(soak.stopped),
+        "asked_to_end": dict(soak.ended),
         "workers_that_ended": dict(soak.worker_ends),
         "longest_call_s": round(soak.ledger.longest_ns / 1e9, 3),
         "calls": {" ".join(key): count for key, count in sorted(soak.ledger.outcomes.items())},
