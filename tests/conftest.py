@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.host import Gauges, Mounts, free_pages, lower_pool, raise_pool, require, settles
+from support.locker import locker as locker
 from support.service import service as service
 
 POOL_PAGES = 192

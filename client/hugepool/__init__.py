@@ -9,18 +9,23 @@
 
 from hugepool.array import SharedArray
 from hugepool.connection import connect
+from hugepool.leased_file import VerifyReport
 from hugepool.matrix import SharedMatrix
 from hugepool.plan import SharedPlan
 from hugepool.plan_record import PlanReport
 from hugepool.pool import Pool
+from hugepool.snapshot import SnapshotReport
+from hugepool.snapshot_index import SavedObject
 from hugepool.timings import JobTimings
 from hugepool_common._version import __version__
 from hugepool_common.errors import (
     ArrayBusyError,
     ArrayExistsError,
+    ArrayLostError,
     ArrayNotFoundError,
     ArraySealedError,
     CancelledError,
+    ChecksumError,
     CoordinatorRunningError,
     CoordinatorUnreachableError,
     DetachedError,
@@ -29,14 +34,17 @@ from hugepool_common.errors import (
     InvalidMatrixError,
     InvalidSpecError,
     JobFailedError,
+    JobInterruptedError,
     MissingExtraError,
     NotEnoughMemoryError,
     NotEnoughPagesError,
     NotPermittedError,
     NoWorkersError,
     ProtocolError,
+    QuotaExceededError,
     RequestTimeoutError,
     SegmentChangedError,
+    SnapshotError,
     UnsupportedPlatformError,
 )
 from hugepool_common.messages import ArrayInfo, Timing
@@ -46,10 +54,12 @@ __all__ = [
     "ArrayBusyError",
     "ArrayExistsError",
     "ArrayInfo",
+    "ArrayLostError",
     "ArrayNotFoundError",
     "ArraySealedError",
     "ArraySpec",
     "CancelledError",
+    "ChecksumError",
     "CoordinatorRunningError",
     "CoordinatorUnreachableError",
     "DetachedError",
@@ -59,6 +69,7 @@ __all__ = [
     "InvalidMatrixError",
     "InvalidSpecError",
     "JobFailedError",
+    "JobInterruptedError",
     "JobTimings",
     "MissingExtraError",
     "NoWorkersError",
@@ -69,13 +80,18 @@ __all__ = [
     "PlanReport",
     "Pool",
     "ProtocolError",
+    "QuotaExceededError",
     "RequestTimeoutError",
+    "SavedObject",
     "SegmentChangedError",
     "SharedArray",
     "SharedMatrix",
     "SharedPlan",
+    "SnapshotError",
+    "SnapshotReport",
     "Timing",
     "UnsupportedPlatformError",
+    "VerifyReport",
     "__version__",
     "connect",
 ]

@@ -13,14 +13,25 @@ from hugepool.lease import Lease
 from hugepool.timings import JobTimings
 from hugepool_common.errors import (
     ArrayBusyError,
+    ArrayLostError,
     CoordinatorUnreachableError,
     DetachedError,
     HugepoolError,
+    InvalidSpecError,
     RequestTimeoutError,
 )
 from hugepool_common.mapping import Mapping
-from hugepool_common.messages import ArrayInfo, Describe, Described, Destroy, Seal, Sealed
-from hugepool_common.spec import ArraySpec, PageReport
+from hugepool_common.messages import (
+    ArrayInfo,
+    Describe,
+    Described,
+    Destroy,
+    Publish,
+    Published,
+    Seal,
+    Sealed,
+)
+from hugepool_common.spec import ArraySpec, PageReport, Part, check_name
 from hugepool_common.units import format_bytes
 
 
@@ -49,11 +60,13 @@ class SharedObject:
         *,
         writable: bool,
         session: object = None,
+        rows: tuple[int, int] | None = None,
     ) -> None:
         self._channel = channel
         self._session = session  # kept alive: its end would end the coordinator it started
         self._lease = Lease(channel, lease)
         self._info = info
+        self._rows = rows
         self.timings: JobTimings | None = None
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
         self._mapping: Mapping | None = None
@@ -110,6 +123,45 @@ class SharedObject:
         return self._info.sealed
 
     @property
+    def generation(self) -> int:
+        """How often something was published under the name, this one included."""
+        return self._info.generation
+
+    @property
+    def checksum(self) -> str:
+        """Of the payload, as ``pool.verify`` computes it again; empty until it is sealed."""
+        return self._info.checksum
+
+    @property
+    def lost(self) -> bool:
+        """Whether the coordinator knows this object no more: what is mapped here is all there is.
+
+        After a restart of the coordinator, if the name was destroyed or its file was
+        removed from outside. The arrays can still be read.
+        """
+        return self._lease.lost
+
+    def check_known(self) -> None:
+        """Refuse to name this object to the coordinator, which may call another one so now.
+
+        Raises
+        ------
+        ArrayLostError
+            It was lost in a restart of the coordinator.
+        """
+        if self.lost:
+            raise ArrayLostError(
+                f"{self.name!r} was lost when the coordinator was restarted",
+                where=self._info.segment.path,
+                remedy="its arrays can still be read here: put a copy under a name",
+            )
+
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        """The rows ``[start, stop)`` that this handle declared its own, if it did."""
+        return self._rows
+
+    @property
     def writable(self) -> bool:
         """Whether this process maps the segment for writing."""
         return self._attached().writable
@@ -149,6 +201,7 @@ class SharedObject:
         if self.sealed:
             return self
         self._channel.request(Describe(self.name), Described)  # is there anybody to ask?
+        self.check_known()
         self._refuse_live_arrays("seal")
         was_writable = self.writable
         if was_writable:
@@ -166,6 +219,31 @@ class SharedObject:
             if was_writable:
                 self._map_again()
             raise
+        return self
+
+    def publish_as(self, name: str) -> Self:
+        """Give the sealed object another name, in one step; see ``pool.publish``.
+
+        Raises
+        ------
+        InvalidSpecError
+            It is not sealed, or no array can have this name.
+        NotPermittedError
+            This object, or what has the name now, belongs to another user.
+        """
+        check_name(name)
+        self._attached()
+        if not self.sealed:
+            raise InvalidSpecError(
+                f"{self.name!r} is not sealed: only what changes no more can be published",
+                remedy="call seal() first",
+            )
+        self.check_known()
+        segment_id = self._info.segment.segment_id
+        self._info = self._channel.request(Publish(name, self.name, segment_id), Published).array
+        if self._destroyer is not None:  # it was to go with this handle
+            self._destroyer.detach()
+            self._destroyer = None
         return self
 
     def detach(self) -> None:
@@ -224,6 +302,14 @@ class SharedObject:
             self._arrays[role] = self._attached().array(part)
         return self._arrays[role]
 
+    def byte_views(self) -> list[memoryview]:
+        """The parts of the object as bytes, in order and without a copy; padding is in none."""
+        mapping = self._attached()
+        return [
+            mapping.array(Part(part.role, "|u1", (part.nbytes,), part.offset)).data
+            for part in self.spec.parts
+        ]
+
     def __enter__(self) -> Self:
         return self
 
@@ -260,6 +346,8 @@ class SharedObject:
 class SharedArray(SharedObject):
     """A dense array in shared memory.
 
+    Where rows were declared (``pool.attach(name, readonly=False, rows=(a, b))``) the
+    array, its length and its DLPack are those rows; ``shape`` and ``nbytes`` are the whole.
     Made by ``pool.create``, ``pool.attach``, ``pool.put`` and as the result of
     ``pool.gather`` and ``pool.matvec``.
     """
@@ -270,7 +358,8 @@ class SharedArray(SharedObject):
 
         It keeps the mapping alive, also after the handle is gone.
         """
-        return self._array("array")
+        whole = self._array("array")
+        return whole if self._rows is None else whole[slice(*self._rows)]
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None

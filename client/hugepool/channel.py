@@ -1,9 +1,11 @@
 """One session with a coordinator: requests out, replies and notices in.
 
-A waiting caller watches the coordinator's process as well as its socket, so a
-killed coordinator is an error at once and a slow one (populating 100 GB) has no
-deadline. A channel belongs to the process that opened it: after ``fork`` the
-child's copy refuses to work, because two processes cannot share one session.
+A waiting caller watches the coordinator's process as well as its socket, so a killed
+coordinator is noticed at once and a slow one (populating 100 GB) has no deadline. Where
+arrays and sessions outlive that process, the caller waits for the next one, takes the
+session up with it and asks again; elsewhere it is told. A channel belongs to the process
+that opened it: after ``fork`` the child's copy refuses to work, because two processes
+cannot share one session.
 """
 
 from __future__ import annotations
@@ -11,45 +13,46 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import zmq
-
-from hugepool.interrupts import Uninterrupted
-from hugepool.listener import START_REMEDY, probe
-from hugepool_common import wire
-from hugepool_common._version import __version__
+from hugepool import reunion
+from hugepool.holdings import Claim
+from hugepool.ledger import Ledger
+from hugepool.link import LinkEnded
+from hugepool.session import Session, expected
+from hugepool.succession import Succession, too_late
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     DetachedError,
-    ProtocolError,
     RequestTimeoutError,
     SegmentChangedError,
 )
 from hugepool_common.messages import (
-    ArrayCreated,
-    Attached,
     Cancel,
     Cancelled,
-    Destroy,
+    CreateArray,
+    Describe,
+    Described,
     Detach,
-    Failed,
+    Detached,
     FromCoordinator,
     Goodbye,
-    Hello,
     Message,
     Notice,
+    Publish,
+    Published,
     Reply,
+    SubmitJob,
     Welcome,
-    WorkersChanged,
 )
 from hugepool_common.spec import Segment
 
-HELLO_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 2.0
+
+_PROBE_MS = 30
+"""How often an absent coordinator is looked for."""
 
 _R = TypeVar("_R", bound=Message)
 
@@ -64,11 +67,6 @@ class Channel:
     client
         What this client calls itself in the coordinator's lists.
 
-    Attributes
-    ----------
-    workers_changes
-        How often the coordinator said that its last Stats no longer tells who works.
-
     Raises
     ------
     CoordinatorUnreachableError
@@ -78,41 +76,34 @@ class Channel:
     """
 
     def __init__(self, address: str, *, client: str = "python") -> None:
-        peer = probe(address)
         self.address = address
-        self._coordinator_uid = peer.uid
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
-        self._correlation = 0
-        self._waiting: set[int] = set()
-        self._replies: dict[int, Reply] = {}
-        self._unwanted: set[int] = set()
-        self._notices: deque[Notice] = deque()
-        self.workers_changes = 0
-        self._abandoned: deque[Message] = deque()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
-        # Fires when the coordinator's end of the socket goes: the only sign of its
-        # death where its pid is not ours to see.
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(address)
-        self._coordinator_fd = -1
+        patience_s = reunion.reconnect_patience_s()
+        self._ledger = Ledger()
         self._closed = False
-        try:
-            self._coordinator_fd = peer.watch(address)
-            self.welcome = self.request(
-                Hello(client, __version__), Welcome, timeout_s=HELLO_TIMEOUT_S
-            )
-        except BaseException:
-            self.close(goodbye=False)
-            raise
+        self._session = Session(address, client, self._ledger.note)
+        self._succession = Succession(self._session, self._ledger, patience_s)
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._closed
+
+    @property
+    def reunions(self) -> int:
+        """How often the session went on with a coordinator that was started in place of its own."""
+        return self._succession.count
+
+    @property
+    def workers_changes(self) -> int:
+        """How often the coordinator said that its last Stats no longer tells who works."""
+        return self._ledger.workers_changes
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the coordinator of the moment, or the last one, said of itself."""
+        return self._session.welcome
 
     def request(
         self,
@@ -131,7 +122,7 @@ class Channel:
         reply
             Class of the reply that a success gives.
         timeout_s
-            Seconds to wait; None waits as long as the coordinator lives.
+            Seconds to wait; None waits as long as the coordinator lives, or may come back.
         on_notice
             Called with each notice that belongs to this request.
 
@@ -140,7 +131,9 @@ class Channel:
         HugepoolError
             The error that the coordinator answered with.
         CoordinatorUnreachableError
-            The coordinator ended.
+            The coordinator ended, and none came in its place.
+        JobInterruptedError
+            One did, and the request was a job.
         RequestTimeoutError
             No reply in time.
         DetachedError
@@ -149,50 +142,54 @@ class Channel:
         self._check_process()  # before the lock, which a fork may have copied while it was held
         with self._lock:
             self._check_usable()
-            while self._abandoned:
-                self._send(self._begin(), self._abandoned.popleft())
-            correlation = self._begin()
-            self._waiting.add(correlation)
+            correlation = self._session.next_number()
+            deadline = _deadline(timeout_s)
             try:
-                self._send(correlation, message)
-                answer = self._wait(correlation, timeout_s, on_notice)
+                self._send_abandoned()
+                self._submit(correlation, message, deadline)
+                answer = self._wait(correlation, deadline, on_notice)
+                if self._ledger.was_repeated(correlation):
+                    answer = self._second_answer(message, answer)
             except (CoordinatorUnreachableError, RequestTimeoutError):
                 raise
             except BaseException:
                 self._give_up(correlation)
                 raise
             finally:
-                self._forget(correlation)
-        if isinstance(answer, Failed):
-            raise answer.to_error()
-        if not isinstance(answer, reply):
-            raise ProtocolError(
-                f"unexpected reply {type(answer).__name__} to {type(message).__name__}"
-            )
-        return answer
+                self._ledger.forget(correlation, ended=self._session.left)
+        return expected(message, answer, reply)
 
     def _give_up(self, correlation: int) -> None:
         """Take back a request whose outcome nobody will hold."""
+        if self._session.left:
+            return  # whom it was asked of has ended
         # From here on what it grants is given back, even if we are interrupted again.
-        self._unwanted.add(correlation)
-        cancel = self._begin()
-        self._waiting.add(cancel)
+        self._ledger.disown(correlation)
+        cancel = self._session.next_number()
+        deadline = _deadline(CANCEL_TIMEOUT_S)
         try:
-            self._send(cancel, Cancel(correlation))
-            answer = self._wait(cancel, CANCEL_TIMEOUT_S, None)
+            self._submit(cancel, Cancel(correlation), deadline)
+            answer = self._wait(cancel, deadline, None)
             # Replies come in order: what is not found now was answered before, or never sent.
             if isinstance(answer, Cancelled) and answer.found:
-                self._wait(correlation, CANCEL_TIMEOUT_S, None)
+                self._wait(correlation, deadline, None)
         except (CoordinatorUnreachableError, RequestTimeoutError):
             pass
         finally:
-            self._forget(cancel)
+            self._ledger.forget(cancel)
 
-    def _give_back(self, granted: Reply) -> None:
-        if isinstance(granted, ArrayCreated):
-            self.post_later(Destroy(granted.array.spec.name))
-        elif isinstance(granted, Attached):
-            self.post_later(Detach(granted.lease))
+    def claim(self, lease: int) -> Claim:
+        """What stands behind a lease that was just granted."""
+        return self._ledger.holdings.claim(lease)
+
+    def release(self, claim: Claim) -> None:
+        """Give a lease back; one that is lost has nobody to be given back to."""
+        if self._ledger.holdings.let_go(claim):
+            self.request(Detach(claim.held.lease), Detached)
+
+    def release_later(self, claim: Claim) -> None:
+        """Give a lease back with the next request, as :meth:`post_later`."""
+        self._ledger.abandoned.append(claim)
 
     def check_owner(self, segment: Segment) -> None:
         """Refuse a segment that is no file of the coordinator's own user.
@@ -202,20 +199,23 @@ class Channel:
         SegmentChangedError
             The coordinator names a file of somebody else.
         """
-        if segment.owner_uid != self._coordinator_uid:
+        if segment.owner_uid != self._session.coordinator_uid:
             raise SegmentChangedError(
                 "the segment does not belong to the coordinator",
-                needed=f"uid {self._coordinator_uid}",
+                needed=f"uid {self._session.coordinator_uid}",
                 had=f"uid {segment.owner_uid}",
                 where=segment.path,
             )
 
     def post(self, message: Message) -> None:
-        """Send a request whose reply nobody waits for."""
+        """Send a report whose reply nobody waits for; if the coordinator ended, to nobody."""
         self._check_process()
         with self._lock:
             self._check_usable()
-            self._send(self._begin(), message)
+            try:
+                self._session.send(self._session.next_number(), message)
+            except LinkEnded:
+                pass  # the next call that waits finds this out
 
     def post_later(self, message: Message) -> None:
         """Send a message, whose reply nobody waits for, with the next request.
@@ -223,11 +223,9 @@ class Channel:
         For garbage collection, which may run inside any call of this very
         channel: it must not send.
         """
-        self._abandoned.append(message)
+        self._ledger.abandoned.append(message)
 
-    def next_notice(
-        self, timeout_s: float | None, *, watch: list[int] | None = None
-    ) -> Notice | None:
+    def next_notice(self, timeout_s: float | None, *, watch: Sequence[int] = ()) -> Notice | None:
         """Wait for a notice of no request: a worker's work.
 
         Parameters
@@ -240,19 +238,20 @@ class Channel:
         Returns
         -------
         Notice or None
-            None when the time is over or a watched descriptor is readable.
+            None when the time is over, a watched descriptor is readable, or
+            :attr:`reunions` has grown.
 
         Raises
         ------
         CoordinatorUnreachableError
-            The coordinator ended.
+            The coordinator ended, and none came in its place.
         """
         self._check_process()
         with self._lock:
             self._check_usable()
-            if not self._notices:
-                self._receive(_deadline(timeout_s), watch or [])
-            return self._notices.popleft() if self._notices else None
+            if not self._ledger.notices:
+                self._receive(_deadline(timeout_s), watch)
+            return self._ledger.notices.popleft() if self._ledger.notices else None
 
     def take_in(self) -> None:
         """Note what has arrived, without waiting.
@@ -260,12 +259,12 @@ class Channel:
         Raises
         ------
         CoordinatorUnreachableError
-            The coordinator ended.
+            The coordinator ended, and none came in its place.
         """
         self._check_process()
         with self._lock:
             self._check_usable()
-            while self._receive(time.monotonic(), []) is not None:
+            while self._receive(time.monotonic()) is not None:
                 pass
 
     def close(self, *, goodbye: bool = True) -> None:
@@ -278,20 +277,14 @@ class Channel:
         if goodbye:
             try:
                 with self._lock:
-                    correlation = self._begin()
-                    self._waiting.add(correlation)
-                    self._send(correlation, Goodbye())
-                    self._wait(correlation, GOODBYE_TIMEOUT_S, None)
+                    correlation = self._session.next_number()
+                    deadline = _deadline(GOODBYE_TIMEOUT_S)
+                    self._submit(correlation, Goodbye(), deadline)
+                    self._wait(correlation, deadline, None)
             except (CoordinatorUnreachableError, RequestTimeoutError):
                 pass
         self._closed = True
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close(linger=0)
-        self._context.term()
-        if self._coordinator_fd >= 0:
-            os.close(self._coordinator_fd)
-            self._coordinator_fd = -1
+        self._session.close()
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -304,75 +297,68 @@ class Channel:
                 remedy="call hugepool.connect(pool.address) in the child",
             )
 
-    def _begin(self) -> int:
-        self._correlation += 1
-        return self._correlation
+    # Requests and replies -----------------------------------------------------
 
-    def _forget(self, correlation: int) -> None:
-        self._waiting.discard(correlation)
-        answer = self._replies.pop(correlation, None)
-        if answer is not None and correlation in self._unwanted:
-            self._unwanted.discard(correlation)
-            self._give_back(answer)
+    def _submit(self, correlation: int, message: Message, deadline: float | None) -> None:
+        """Send a request that is to be answered, now or after a reunion."""
+        if isinstance(message, (CreateArray, SubmitJob)) and self._session.ended:
+            # What was never sent cannot have been done: it must not be asked a second time.
+            self._succession.follow(deadline)
+        message = self._ledger.begin(correlation, message)
+        try:
+            self._session.send(correlation, message)
+        except LinkEnded:
+            pass  # waiting for the reply finds this out
 
-    def _send(self, correlation: int, message: Message) -> None:
-        frames = wire.encode(correlation, message)
-        with Uninterrupted():
-            self._socket.send_multipart(frames)
+    def _send_abandoned(self) -> None:
+        while (message := self._ledger.next_abandoned()) is not None:
+            try:
+                self._session.send(self._session.next_number(), message)
+            except LinkEnded:
+                return
+            self._ledger.sent_abandoned()
 
     def _wait(
         self,
         correlation: int,
-        timeout_s: float | None,
+        deadline: float | None,
         on_notice: Callable[[Message], None] | None,
     ) -> Reply:
         """The reply to a request; it stays noted until the request is forgotten."""
-        deadline = _deadline(timeout_s)
-        while correlation not in self._replies:
-            received = self._receive(deadline, [])
+        while (answer := self._ledger.reply(correlation)) is None:
+            try:
+                received = self._session.receive(deadline)
+            except LinkEnded:
+                settled = reunion.settled_by_end(self._ledger.request(correlation))
+                if settled is not None:
+                    return settled
+                self._succession.follow(deadline)
+                continue
             if received is None:
-                raise RequestTimeoutError(
-                    "the coordinator did not answer",
-                    needed=f"a reply within {timeout_s} s",
-                    where=self.address,
-                )
+                raise too_late(self.address)
             number, message = received
             if number == correlation and isinstance(message, Notice) and on_notice is not None:
                 on_notice(message)
-        return self._replies[correlation]
+        return answer
 
     def _receive(
-        self, deadline: float | None, watch: list[int]
+        self, deadline: float | None, watch: Sequence[int] = ()
     ) -> tuple[int, FromCoordinator] | None:
-        """Wait for one message and note it; None if the time or a watched descriptor is up."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        for fd in watch:
-            poller.register(fd, zmq.POLLIN)
-        death = self._coordinator_fd if self._coordinator_fd >= 0 else self._monitor
-        poller.register(death, zmq.POLLIN)
-        left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
-        ready = dict(poller.poll(left_ms))
-        # Replies first: a coordinator that stops says so before it ends.
-        if self._socket in ready:
-            with Uninterrupted():
-                number, message = wire.decode_from_coordinator(self._socket.recv_multipart())
-                if isinstance(message, WorkersChanged):
-                    self.workers_changes += 1
-                elif isinstance(message, Notice):
-                    if number == 0:
-                        self._notices.append(message)
-                elif number in self._waiting:
-                    self._replies[number] = message
-                elif number in self._unwanted:
-                    self._unwanted.discard(number)
-                    self._give_back(message)
-            return number, message
-        if death in ready:
-            raise CoordinatorUnreachableError(
-                "the coordinator ended", where=self.address, remedy=START_REMEDY
-            )
-        return None
+        """Wait for a message; None if the time or a watched descriptor is up, or at a reunion."""
+        try:
+            return self._session.receive(deadline, watch)
+        except LinkEnded:
+            self._succession.follow(deadline, watch)
+            return None
+
+    def _second_answer(self, request: Message, answer: Reply) -> Reply:
+        """The answer to a request that was asked of two coordinators."""
+        if isinstance(request, Publish) and reunion.not_found(answer):
+            # Its source has no name any more: because it was published?
+            found = self.request(Describe(request.name), Described).array
+            if found.segment.segment_id == request.segment_id:
+                return Published(found)
+        return reunion.second_answer(request, answer)
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -29,12 +29,20 @@ EXIT_INTERRUPTED = 130
 _ELSEWHERE = {
     "bench": "hugepool.bench.command:bench_command",
     "doctor": "hugepool.doctor:doctor_command",
+    "publish": "hugepool.data_commands:publish_command",
+    "restore": "hugepool.data_commands:restore_command",
+    "snapshot": "hugepool.data_commands:snapshot_command",
+    "verify": "hugepool.data_commands:verify_command",
 }
 """Commands whose modules are too heavy to import for ``hugepool --help`` alone."""
 
 _SUMMARIES = {
     "bench": "Measure gathers and sparse products on every page kind of this host.",
     "doctor": "Show what huge pages this host can give, and how to get the rest.",
+    "publish": "Read a file and let a name stand for it, in one step.",
+    "restore": "Make the arrays and matrices of a snapshot.",
+    "snapshot": "Save sealed arrays and matrices to a disk.",
+    "verify": "Compare sealed objects with the checksums they were sealed with.",
 }
 
 

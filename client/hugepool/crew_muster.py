@@ -24,6 +24,7 @@ from hugepool_common.errors import (
     ArrayBusyError,
     CoordinatorUnreachableError,
     HugepoolError,
+    JobInterruptedError,
     NoWorkersError,
     RequestTimeoutError,
 )
@@ -71,6 +72,8 @@ class Muster:
     ------
     NoWorkersError
         The members are not there, or did not join within two minutes.
+    JobInterruptedError
+        The coordinator was restarted meanwhile.
     MissingExtraError
         numba is not installed.
     """
@@ -136,6 +139,7 @@ class Muster:
             pass
 
     def _await_members(self) -> None:
+        reunions = self.channel.reunions
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         next_look = time.monotonic() + _LOOK_S
         while self.roster.vacant:
@@ -145,6 +149,11 @@ class Muster:
             if now > next_look:
                 next_look = now + _LOOK_S
                 counted = self.channel.request(Stats(), Counted)
+                if reunions != self.channel.reunions:
+                    raise JobInterruptedError(
+                        "the coordinator was restarted while the crew came together",
+                        remedy="make the crew again",
+                    )
                 registered = len(counted.workers)
                 refused = not counted.jobs_running
                 if refused or registered < self._workers - 1 or now > deadline:

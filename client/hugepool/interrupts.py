@@ -22,7 +22,7 @@ class Uninterrupted:
 
     A message of several frames that is half sent, or a reply that is read and not yet
     noted, would leave a session that answers nothing any more. Only for blocks that
-    never wait.
+    wait for nothing that may take long.
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hugepool import kernels
 from hugepool.array import SharedObject
 from hugepool.channel import Channel
 from hugepool.children import start_worker, stop_processes
@@ -35,6 +36,9 @@ from hugepool_common.messages import (
 )
 
 WORKER_START_TIMEOUT_S = 120.0
+RETURN_TIMEOUT_S = 2.0
+"""How long workers may take to follow this process to a restarted coordinator."""
+
 _POLL_S = 0.02
 
 
@@ -66,6 +70,7 @@ class JobRunner:
         self._channel = channel
         self._children: list[subprocess.Popen[bytes]] = []
         self._known: _Known | None = None
+        self._reunions = channel.reunions
         self._reliance = _Reliance()
 
     def run(
@@ -97,8 +102,13 @@ class JobRunner:
         Raises
         ------
         NoWorkersError
-            No worker is registered, or the last one died.
-        JobFailedError, IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
+            No worker is registered, or the last one died and none came within 30 s.
+        JobInterruptedError
+            The coordinator was restarted meanwhile; what is written may be so in part.
+        JobFailedError
+            Too many workers died at one part; or one did and the kernel adds to what the
+            output held; or a worker has been stopped for 40 s.
+        IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
             What a worker's kernel refused.
         """
         views = views or {}
@@ -110,14 +120,15 @@ class JobRunner:
         # To ask how many workers there are before every job would take as long as a small
         # job: so it is counted on what was told, and the coordinator checks that.
         workers, self._reliance.count = min(self._reliance.count, len(bounds) - 1), 0
-        job = SubmitJob(kernel, described, bounds, implementation, workers=workers)
+        once = kernels.adds_in_place(kernel, operands)
+        job = SubmitJob(kernel, described, bounds, implementation, workers=workers, once=once)
         with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
-            answer = self._channel.request(job, Message)
+            answer = self._answer(job)
             if isinstance(answer, FewerWorkers):
                 self._known = None
                 self.worker_count(self._reliance.wanted)
                 self._reliance.count = 0
-                job = SubmitJob(kernel, described, bounds, implementation)
+                job = SubmitJob(kernel, described, bounds, implementation, once=once)
                 answer = self._channel.request(job, Message)
         if not isinstance(answer, JobDone):
             raise ProtocolError(f"unexpected reply {type(answer).__name__} to a job")
@@ -198,9 +209,33 @@ class JobRunner:
                 )
             time.sleep(_POLL_S)
 
+    def _answer(self, job: SubmitJob) -> Message:
+        try:
+            return self._channel.request(job, Message)
+        except NoWorkersError:
+            if self._reunions == self._channel.reunions:
+                raise
+        self.await_return()
+        return self._channel.request(job, Message)
+
+    def await_return(self) -> None:
+        """After a restart of the coordinator, let the workers that there were come back first."""
+        self._channel.take_in()
+        if self._reunions == self._channel.reunions:
+            return
+        self._reunions = self._channel.reunions
+        before = 1 if self._known is None else self._known.count
+        before = max(before, sum(child.poll() is None for child in self._children))
+        deadline = time.monotonic() + RETURN_TIMEOUT_S
+        with Waiting("waiting for the workers to come back"):
+            while time.monotonic() < deadline:
+                if _outside(self._channel.request(Stats(), Counted).workers) >= before:
+                    return
+                time.sleep(_POLL_S)
+
     def _registered(self) -> int:
         """How many workers are in no crew; asked for where that may have changed."""
-        self._channel.take_in()
+        self.await_return()
         known = self._known
         changes = self._channel.workers_changes  # before asking: a later change counts anew
         if known is None or known.changes != changes:
@@ -216,6 +251,7 @@ def _outside(workers: Sequence[WorkerInfo]) -> int:
 
 def _described(role: str, operand: SharedObject | str, writable: bool, view: View) -> Operand:
     if isinstance(operand, SharedObject):
+        operand.check_known()
         return Operand(role, operand.name, writable, view, operand.info.segment.segment_id)
     if not isinstance(operand, str):
         raise InvalidSpecError(

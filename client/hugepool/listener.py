@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from dataclasses import dataclass
 
 from hugepool_common.errors import CoordinatorUnreachableError, InvalidSpecError
 
 START_REMEDY = "start one with: hugepool serve"
+
+CONNECT_TIMEOUT_S = 2.0
+_CROWDED_S = 0.005
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -65,9 +69,9 @@ def probe(address: str) -> Listener:
             f"{address!r} is not the address of a coordinator", needed="ipc://PATH"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
-        attempt.settimeout(2.0)
+        attempt.settimeout(CONNECT_TIMEOUT_S)
         try:
-            attempt.connect(path)
+            _connect(attempt, path)
         except OSError as error:
             raise CoordinatorUnreachableError(
                 f"no coordinator answers: {error.strerror or error}",
@@ -80,3 +84,16 @@ def probe(address: str) -> Listener:
         credentials = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
     return Listener(uid, pid)
+
+
+def _connect(attempt: socket.socket, path: str) -> None:
+    """Connect, also where so many do so at once that the listener's queue is full."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        try:
+            attempt.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_CROWDED_S)

@@ -84,6 +84,11 @@ class HeldOperands:
             if mapping is not None:
                 _unmap(mapping)
 
+    def drop_all(self) -> None:
+        """Let go of every segment: nobody knows any more that we have to be told."""
+        for segment_id in {segment_id for segment_id, _, _ in self._held}:
+            self.drop(segment_id)
+
     def clear(self) -> None:
         """Forget all of them; their mappings go with the last array over them."""
         self._held.clear()

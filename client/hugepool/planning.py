@@ -175,7 +175,9 @@ class Planning(Computing):
                 operands = {"x": x, "out": out, "A": matrix}
                 return self._decided(record, facts, forms, operands, hope)
 
-    def attach(self, name: str, readonly: bool = True) -> Any:
+    def attach(
+        self, name: str, readonly: bool = True, *, rows: tuple[int, int] | None = None
+    ) -> Any:
         """Map a named object into this process, without a copy.
 
         Parameters
@@ -184,6 +186,10 @@ class Planning(Computing):
             As it was created.
         readonly
             With False the mapping is writable, while the object is not sealed.
+        rows
+            Rows ``[start, stop)`` of an array that this process alone will write; the
+            handle's ``array`` is these rows. Ranges that writers declare may not overlap.
+            A promise among writers: the kernel keeps nobody from writing elsewhere.
 
         Returns
         -------
@@ -193,14 +199,18 @@ class Planning(Computing):
         ------
         ArrayNotFoundError
             No such name.
+        ArrayLostError
+            The name is known and its memory is gone.
         ArraySealedError
             ``readonly=False`` for a sealed object.
         ArrayBusyError
-            The plan is still being made.
+            The plan is still being made, or another process has declared some of these rows.
+        InvalidSpecError
+            The object has no such rows, or is no array.
         SegmentChangedError
             The matrix of the plan was destroyed.
         """
-        found = super().attach(name, readonly)
+        found = super().attach(name, readonly, rows=rows)
         if not isinstance(found, PlanSegment) or not found.is_record:
             return found
         if not found.sealed:

@@ -6,17 +6,21 @@ import operator
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
 from hugepool.crew import PATIENCE_S, Crew, checked_size
 from hugepool.crew_cpus import usable_cpus
 from hugepool.jobs import JobRunner
+from hugepool.leased_file import VerifyReport, verify
 from hugepool.planning import Planning
+from hugepool.progress import Waiting
+from hugepool.snapshot import SnapshotReport, restore_snapshot, write_snapshot
+from hugepool.store import Policy, Progress
 from hugepool_common.messages import (
     Counted,
     ReportTiming,
@@ -139,6 +143,7 @@ class Pool(Planning):
         ...         step()
         """
         count = usable_cpus() if workers is None else checked_size(workers)
+        self._jobs.await_return()
         idle = sum(not worker.busy for worker in self.stats().workers)
         if count - 1 > idle:
             self._jobs.start(count - 1 - idle)
@@ -150,6 +155,102 @@ class Pool(Planning):
             huge_pages=self._huge_pages,
             page_size=self._page_size,
         )
+
+    def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
+        """Read a sealed object, and compare it with the checksum that it was sealed with.
+
+        Parameters
+        ----------
+        name
+            Of an array, matrix or plan.
+        progress
+            Called with bytes done and bytes in all.
+
+        Raises
+        ------
+        ChecksumError
+            Its bytes have changed since.
+        InvalidSpecError
+            It is not sealed.
+        ArrayNotFoundError, ArrayLostError
+            There is no such name, or nothing under it any more.
+        """
+        with Waiting(f"reading {name}") as waiting:
+            return verify(self._channel, name, progress or waiting.update)
+
+    def snapshot(
+        self,
+        directory: str | os.PathLike[str],
+        names: Sequence[str] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> SnapshotReport:
+        """Save sealed arrays and matrices to a disk, from where :meth:`restore` brings them back.
+
+        Whatever happens meanwhile, a power failure included, `directory` holds the
+        snapshot of before or the new one, whole. The one before is removed when the new
+        one is on the disk, so there must be room for both.
+
+        Parameters
+        ----------
+        directory
+            Of snapshots only; made if it is not there.
+        names
+            What to save. Default: all that is sealed. What is not sealed, and plans, are
+            skipped, and the report says so.
+        progress
+            Called with bytes done and bytes in all.
+
+        Raises
+        ------
+        SnapshotError
+            The directory cannot be written, has no room, or another process works in it.
+        ChecksumError
+            An object is not what was sealed; the snapshot of before stays.
+        InvalidSpecError
+            A name that was asked for stands for something that cannot be saved.
+        """
+        return write_snapshot(self, self._channel, directory, names, progress)
+
+    def restore(
+        self,
+        directory: str | os.PathLike[str],
+        names: Sequence[str] | None = None,
+        *,
+        replace: bool = False,
+        **policy: Unpack[Policy],
+    ) -> SnapshotReport:
+        """Make what a snapshot holds, with its checksums verified: all of it, or nothing.
+
+        Parameters
+        ----------
+        directory
+            As it was given to :meth:`snapshot`.
+        names
+            What to restore. Default: all.
+        replace
+            Publish, once everything is there, what has a name that is taken; else that
+            is refused before anything is made.
+        **policy
+            As of :meth:`create`.
+
+        Raises
+        ------
+        SnapshotError
+            There is no snapshot, or its files are not what was written.
+        ArrayExistsError
+            A name is taken.
+        ArrayNotFoundError
+            The snapshot has no object of a name that was asked for.
+        NotEnoughMemoryError
+            It does not fit.
+
+        Notes
+        -----
+        A process that is killed at this leaves what it had sealed by then: under their
+        own names, or with `replace` under names of the form ``NAME.new-...``.
+        """
+        return restore_snapshot(self, directory, names, replace, policy)
 
     @contextmanager
     def timed(self, label: str, items: int = 0) -> Iterator[None]:

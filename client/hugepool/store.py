@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -14,7 +16,7 @@ from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
-from hugepool_common.errors import InvalidSpecError
+from hugepool_common.errors import HugepoolError, InvalidSpecError
 from hugepool_common.messages import (
     ArrayCreated,
     ArrayInfo,
@@ -126,7 +128,9 @@ class ArrayStore:
         extents = check_shape(_extents(shape), ITEM_SIZES[code])
         return self._make(SharedArray, ArraySpec(check_name(name), extents, code), policy)
 
-    def attach(self, name: str, readonly: bool = True) -> Any:
+    def attach(
+        self, name: str, readonly: bool = True, *, rows: tuple[int, int] | None = None
+    ) -> Any:
         """Map a named object into this process, without a copy.
 
         Parameters
@@ -135,6 +139,10 @@ class ArrayStore:
             As it was created.
         readonly
             With False the mapping is writable, while the object is not sealed.
+        rows
+            Rows ``[start, stop)`` of an array that this process alone will write; the
+            handle's ``array`` is these rows. Ranges that writers declare may not overlap.
+            A promise among writers: the kernel keeps nobody from writing elsewhere.
 
         Returns
         -------
@@ -144,16 +152,25 @@ class ArrayStore:
         ------
         ArrayNotFoundError
             No such name.
+        ArrayLostError
+            The name is known and its memory is gone.
         ArraySealedError
             ``readonly=False`` for a sealed object.
+        ArrayBusyError
+            Another process has declared some of these rows; names it.
+        InvalidSpecError
+            The object has no such rows, or is no array.
         """
-        attached = self._channel.request(Attach(check_name(name), bool(readonly)), Attached)
+        own = None if rows is None else _rows(rows, readonly)
+        request = Attach(check_name(name), bool(readonly), own)
+        attached = self._channel.request(request, Attached)
         return _HANDLES[attached.array.spec.kind](
             self._channel,
             attached.lease,
             attached.array,
             writable=not readonly,
             session=self,
+            rows=own,
         )
 
     def put(self, name: str, value: Any, *, seal: bool = True, **policy: Unpack[Policy]) -> Any:
@@ -205,6 +222,73 @@ class ArrayStore:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
                 return self._filled(shared, lambda: file.read_into(shared.array, progress), True)
+
+    def publish(self, name: str, value: Any, **policy: Unpack[Policy]) -> Any:
+        """Let a name stand for something new, in one step: a *generation* of it.
+
+        Who has the generation before attached keeps reading that one, whole; it goes
+        with its last handle. Who attaches from now on gets the new one.
+
+        Parameters
+        ----------
+        name
+            What others attach by. It need not exist yet.
+        value
+            An array or sparse matrix, which is copied and sealed as by :meth:`put`; or a
+            sealed handle, whose object then has this name instead of its own.
+        **policy
+            As of :meth:`put`, for values that are copied.
+
+        Returns
+        -------
+        SharedArray or SharedMatrix
+            The handle that was given, or a new one; ``generation`` counts.
+
+        Raises
+        ------
+        InvalidSpecError
+            The handle is not sealed.
+        NotPermittedError
+            What has the name now belongs to another user.
+        HugepoolError
+            As :meth:`put`. Nothing is left behind, and the name is as before.
+
+        Notes
+        -----
+        A copied value is sealed under a name of the form ``NAME.new-...`` and then has its
+        own: a process that is killed just between the two leaves it under that name.
+        """
+        check_name(name)
+        if isinstance(value, SharedObject):
+            if policy:
+                raise TypeError("pages are chosen when an object is made, not when it is published")
+            return value.publish_as(name)
+        temporary = temporary_name(name)
+        made = self.put(temporary, value, **policy)
+        try:
+            return made.publish_as(name)
+        except BaseException:
+            self.discard(temporary)
+            raise
+
+    def make_blank(self, spec: ArraySpec, **policy: Unpack[Policy]) -> SharedObject:
+        """Make an array or matrix of zeros, whose structure is only checked at its seal.
+
+        Parameters
+        ----------
+        spec
+            Name, shape, dtype and layout.
+        **policy
+            As of :meth:`create`.
+        """
+        return self._make(_HANDLES[spec.kind], spec.checked(), policy)
+
+    def discard(self, name: str) -> None:
+        """Destroy what nobody else has heard of, if it is still there."""
+        try:
+            self.destroy(name)
+        except HugepoolError:
+            pass  # it went with its coordinator, or has another name by now
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
@@ -291,6 +375,24 @@ class ArrayStore:
             self.destroy(shared.name)
             raise
         return shared
+
+
+def temporary_name(name: str) -> str:
+    """A name that nobody has, for what will be published as `name`."""
+    return f"{name[:100]}.new-{secrets.token_hex(8)}"
+
+
+def _rows(rows: Any, readonly: bool) -> tuple[int, int]:
+    """Rows ``[start, stop)`` as two ints."""
+    try:
+        start, stop = map(operator.index, rows)
+    except (TypeError, ValueError):
+        start, stop = -1, -1
+    if not 0 <= start <= stop < 1 << 63:
+        raise InvalidSpecError(f"rows={rows!r} is no range", needed="(start, stop)")
+    if readonly:
+        raise InvalidSpecError("only a writer declares rows", remedy="pass readonly=False")
+    return start, stop
 
 
 def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from hugepool_common.errors import (
     JobFailedError,
 )
 from hugepool_common.messages import (
+    WORKER_CLIENT,
     CoordinatorStopping,
     DropSegment,
     Failed,
@@ -68,12 +69,19 @@ class Worker:
     ) -> None:
         if cpus:
             os.sched_setaffinity(0, cpus)
-        self._channel = Channel(address, client="worker")
+        self._channel = Channel(address, client=WORKER_CLIENT)
         self._tlb = TlbCounter()
         self._operands = HeldOperands(self._channel.check_owner)
         self._parent_fd = -1 if parent_pid is None else os.pidfd_open(parent_pid)
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.number = self._channel.request(RegisterWorker(tuple(cpus)), WorkerRegistered).worker
+        self._cpus = tuple(cpus)
+        self._register()
+
+    def _register(self) -> None:
+        """Offer this process to the coordinator of the moment."""
+        self._reunions = self._channel.reunions
+        request = RegisterWorker(self._cpus)
+        self.number = self._channel.request(request, WorkerRegistered).worker
 
     def stop(self) -> None:
         """End :meth:`run` after the part under way. May be called from a signal handler."""
@@ -81,6 +89,9 @@ class Worker:
 
     def run(self) -> bool:
         """Serve parts until the coordinator or the parent ends, or :meth:`stop`.
+
+        A coordinator that is restarted soon enough is served on; the part under way when
+        the former one ended is reported to nobody.
 
         Returns
         -------
@@ -94,7 +105,7 @@ class Worker:
                 match notice:
                     case RunPart():
                         report = self._done(notice)
-                        if report is not None:
+                        if report is not None and self._reunions == self._channel.reunions:
                             self._channel.post(report)
                     case DropSegment():
                         self._operands.drop(notice.segment_id)
@@ -102,11 +113,20 @@ class Worker:
                         return True
                     case None if select.select(watch, [], [], 0)[0]:
                         return True
+                if self._reunions != self._channel.reunions:
+                    self._return()
         except CoordinatorUnreachableError as error:
             log.error("%s", error)
             return False
         finally:
             self.close()
+
+    def _return(self) -> None:
+        """Be a worker of the coordinator that was started in place of ours."""
+        # It does not know what we map, and so will not say when to let go of it.
+        self._operands.drop_all()
+        self._register()
+        log.warning("the coordinator was restarted; worker %d goes on with it", self.number)
 
     @property
     def _watched(self) -> list[int]:

@@ -34,6 +34,9 @@ PAGE_OF_LIST = 32
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
+WORKER_CLIENT = "worker"
+"""What the client of a worker calls itself in Hello: after a restart it may be at an old part."""
+
 View = Literal["shared", "heap", "private"]
 """A worker sees an operand in the shared mapping, as a heap copy, or in a MAP_PRIVATE mapping."""
 
@@ -249,6 +252,8 @@ class SubmitJob(Message, frozen=True, tag=12):
     """Answered with FewerWorkers, and not run, where so many are not there outside crews."""
     standing: bool = False
     """Lasts until its submitter ends it: no number of workers that die at a part fails it."""
+    once: bool = False
+    """Adds to what is there, so no part may be run again: a worker's death at one fails it."""
 
 
 class PartDone(Message, frozen=True, tag=13):
@@ -360,6 +365,7 @@ class Welcome(Message, frozen=True, tag=101):
     session: int
     version: str
     instance: str
+    """The same for all coordinators that followed each other on what the first one made."""
     pid: int
     token: str = ""
     """Path of the file to be locked, and kept open for life, before Bind."""
@@ -436,7 +442,7 @@ class Counted(Message, frozen=True, tag=110):
     timings: tuple[Timing, ...]
     """The newest reports, oldest first."""
     jobs_waiting: int = 0
-    """Jobs without a single worker: they fail when their patience ends."""
+    """Jobs that nobody can take up, workers being gone or stopped: they fail in a while."""
     epoch: int = 0
     """How often a coordinator has started on this runtime directory."""
     lost: int = 0

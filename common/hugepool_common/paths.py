@@ -1,15 +1,25 @@
 """The only module that builds file names.
 
-Runtime directory (0700, or 0750 with a group): one coordinator's socket, made
-under the first of ``$HUGEPOOL_RUNTIME_DIR``, ``/run/hugepool`` for root,
-``$XDG_RUNTIME_DIR/hugepool``, ``/tmp/hugepool-<uid>``.
+The runtime directory of one coordinator is the first of ``$HUGEPOOL_RUNTIME_DIR``,
+``/run/hugepool`` for root, ``$XDG_RUNTIME_DIR/hugepool``, ``/tmp/hugepool-<uid>``
+(0700, or 0710 with a group)::
+
+    hugepool.sock                                   its socket
+    coordinator                                     its record: epoch, store
+    arrays/<segment id, 16 hex digits>.manifest     one per array
+    tokens/<32 hex digits>                          one per session, locked by its process
+    quarantine/                                     records that were found damaged
 
 Segments lie apart from it, in one private directory per coordinator and mount::
 
-    <mount>/hugepool-<uid>-<instance>/<segment id, 8 hex digits>.segment
+    <mount>/hugepool-<uid>-<store>/<segment id, 16 hex digits>.segment
+    <mount>/hugepool-<uid>-<store>/owner:run:hugepool
 
 The directory is locked by its coordinator for life, so what a dead one left is
 recognised by the free lock, and a person who cleans ``/dev/shm`` sees whose it is.
+The empty file ``owner...`` names the runtime directory (``/`` written as ``:``) of a
+coordinator whose successor will come for the segments. It is no symbolic link,
+because hugetlbfs refuses them (EINVAL), and a byte of content would take a huge page.
 """
 
 from __future__ import annotations
@@ -26,11 +36,16 @@ PROGRAM_VARIABLE = "HUGEPOOL_PROGRAM"
 """What ``hugepool serve`` tells ``hugepoold`` to call itself in its help and errors."""
 
 SOCKET_NAME = "hugepool.sock"
+COORDINATOR_NAME = "coordinator"
 _SERVICE_DIRECTORY = "/run/hugepool"
 _SOCKET_PATH_LIMIT = 107  # sun_path less its terminating zero
 
 _SEGMENT_DIRECTORY = re.compile(r"hugepool-([0-9]+)-([0-9a-f]{16})")
-_SEGMENT_FILE = re.compile(r"(?:\.tmp-)?[0-9a-f]{8}\.segment")
+_SEGMENT_FILE = re.compile(r"(\.tmp-)?([0-9a-f]{16}|[0-9a-f]{8})\.segment")
+_MANIFEST_FILE = re.compile(r"([0-9a-f]{16})\.manifest")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_UNFINISHED = ".tmp-"
+_OWNER_MARK = "owner:"
 
 
 def runtime_directory() -> str:
@@ -94,9 +109,52 @@ def default_addresses() -> list[str]:
     return found
 
 
-def segment_directory_name(uid: int, instance: str) -> str:
-    """Name of a coordinator's segment directory; `instance` is 16 hex digits."""
-    return f"hugepool-{uid}-{instance}"
+def manifests_path(directory: str) -> str:
+    """Where in a runtime directory the manifests are."""
+    return os.path.join(directory, "arrays")
+
+
+def manifest_name(segment_id: int) -> str:
+    """Name of a segment's manifest."""
+    return f"{segment_id:016x}.manifest"
+
+
+def manifest_segment(name: str) -> int | None:
+    """The segment id in a manifest's name, or None if it is no such name."""
+    match = _MANIFEST_FILE.fullmatch(name)
+    return int(match[1], 16) if match else None
+
+
+def tokens_path(directory: str) -> str:
+    """Where in a runtime directory the tokens of sessions are."""
+    return os.path.join(directory, "tokens")
+
+
+def is_token(name: str) -> bool:
+    """Whether a token may have this name."""
+    return _TOKEN.fullmatch(name) is not None
+
+
+def quarantine_path(directory: str) -> str:
+    """Where in a runtime directory damaged records are put."""
+    return os.path.join(directory, "quarantine")
+
+
+def unfinished_name(name: str) -> str:
+    """What a record's file is called while it is written."""
+    return _UNFINISHED + name
+
+
+def is_unfinished_manifest(name: str) -> bool:
+    """Whether a file is a manifest that a coordinator was writing when it was killed."""
+    return name.startswith(_UNFINISHED) and bool(
+        _MANIFEST_FILE.fullmatch(name.removeprefix(_UNFINISHED))
+    )
+
+
+def segment_directory_name(uid: int, store: str) -> str:
+    """Name of a coordinator's segment directory; `store` is 16 hex digits."""
+    return f"hugepool-{uid}-{store}"
 
 
 def segment_directory_owner(name: str) -> int | None:
@@ -105,19 +163,45 @@ def segment_directory_owner(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def segment_directory_store(name: str) -> str | None:
+    """The store in a segment directory's name, or None if it is no such name."""
+    match = _SEGMENT_DIRECTORY.fullmatch(name)
+    return match[2] if match else None
+
+
+def owner_mark_name(directory: str) -> str:
+    """Name of the empty file that tells whose a segment directory is: a runtime directory."""
+    escaped = directory.replace("%", "%25").replace(":", "%3A")
+    return _OWNER_MARK + escaped.removeprefix("/").replace("/", ":")
+
+
+def owner_mark_path(name: str) -> str | None:
+    """The runtime directory that a file's name tells, or None if it is no such name."""
+    if not name.startswith(_OWNER_MARK):
+        return None
+    escaped = name.removeprefix(_OWNER_MARK).replace(":", "/")
+    return "/" + escaped.replace("%3A", ":").replace("%25", "%")
+
+
 def segment_file_name(segment_id: int) -> str:
     """Name of a segment's file."""
-    return f"{segment_id:08x}.segment"
+    return f"{segment_id:016x}.segment"
 
 
 def unpublished_file_name(segment_id: int) -> str:
     """Name of a segment not yet published, on file systems without O_TMPFILE."""
-    return f".tmp-{segment_id:08x}.segment"
+    return unfinished_name(segment_file_name(segment_id))
 
 
 def is_segment_file(name: str) -> bool:
     """Whether a file in a segment directory is ours to remove."""
     return _SEGMENT_FILE.fullmatch(name) is not None
+
+
+def file_segment(name: str) -> int | None:
+    """The segment id in the name of a published segment's file; None for other files."""
+    match = _SEGMENT_FILE.fullmatch(name)
+    return int(match[2], 16) if match and not match[1] else None
 
 
 def open_private_directory(path: str, mode: int = 0o700) -> int:

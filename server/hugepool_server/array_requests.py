@@ -6,7 +6,13 @@ They check everything before they change anything.
 
 from __future__ import annotations
 
-from hugepool_common.errors import ArrayBusyError, ArraySealedError, NotPermittedError
+from hugepool_common.errors import (
+    ArrayBusyError,
+    ArraySealedError,
+    InvalidSpecError,
+    NotPermittedError,
+    SegmentChangedError,
+)
 from hugepool_common.messages import (
     PAGE_OF_LIST,
     ArrayCreated,
@@ -25,12 +31,18 @@ from hugepool_common.messages import (
     List,
     Listed,
     Message,
+    Publish,
+    Published,
     Seal,
     Sealed,
 )
+from hugepool_common.spec import ArraySpec, check_name
 from hugepool_server.events import (
     CancelSegment,
+    GenerationPublished,
     MakeSegment,
+    PublishGeneration,
+    PublishRefused,
     SealRefused,
     SealSegment,
     SegmentMade,
@@ -39,13 +51,18 @@ from hugepool_server.events import (
     SegmentSealed,
     UnlinkSegment,
 )
-from hugepool_server.leases import Asker
-from hugepool_server.registry import Act, ActKind, ArrayState, NamedObject
+from hugepool_server.leases import Asker, Rows
+from hugepool_server.named_object import ArrayState, NamedObject
+from hugepool_server.registry import Act, ActKind
 from hugepool_server.state import State, cancelled
 
 
 class ArrayRequests:
-    """Creates, grants, seals and destroys."""
+    """Creates, grants, seals, publishes and destroys.
+
+    A client that is heard of at a new connection asks again for what was under way. An
+    act of its session that goes on has no asker then, and the one who asks again is it.
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -55,6 +72,10 @@ class ArrayRequests:
     def create(self, asker: Asker, request: CreateArray, now_ns: int) -> Message | None:
         """Take the name and have the segment made."""
         self._check_room(asker)
+        if request.again:
+            found = self._own(asker, request.spec)
+            if found is not None:
+                return self._created_again(found, asker)
         act = self._state.registry.begin_making(request.spec, asker)
         self._state.emit(
             MakeSegment(
@@ -70,15 +91,57 @@ class ArrayRequests:
         )
         return None
 
+    def _own(self, asker: Asker, spec: ArraySpec) -> NamedObject | None:
+        """What an earlier asking of this session made, or began to make."""
+        found = self._state.registry.named(spec.name)
+        if found is None or found.owner is not asker.session or found.spec != spec:
+            return None
+        if found.state is ArrayState.MAKING:
+            return found if self._state.registry.act_on(found).asker is None else None
+        leased = any(
+            lease.segment_id == found.segment_id for lease in asker.session.leases.values()
+        )
+        return found if found.state is ArrayState.READY and not leased else None
+
+    def _created_again(self, found: NamedObject, asker: Asker) -> Message | None:
+        if found.state is ArrayState.MAKING:
+            self._state.registry.act_on(found).asker = asker
+            return None
+        return self._created(found, asker)
+
+    def _created(self, found: NamedObject, asker: Asker) -> Message:
+        lease = self._state.leases.grant(asker.session, found.segment_id, readonly=False)
+        return ArrayCreated(lease.number, self._info(found))
+
     def attach(self, asker: Asker, request: Attach, now_ns: int) -> Message:
-        """Grant a lease, writable only to who may write."""
+        """Grant a lease, writable only to who may write, and rows to one writer alone."""
         found = self._state.registry.find(request.name)
+        rows = request.rows
+        if rows is not None:
+            check_rows(found.spec, rows, readonly=request.readonly)
         if not request.readonly:
             check_writable(found)
-            self._check_may(asker, found, "write to")
+            self.check_may(asker, found, "write to")
         self._check_room(asker)
-        lease = self._state.leases.grant(asker.session, found.segment_id, readonly=request.readonly)
+        if rows is not None:
+            self._check_told(asker, found)
+            self._state.leases.check_rows(asker.session, found.segment_id, rows)
+        lease = self._state.leases.grant(
+            asker.session, found.segment_id, readonly=request.readonly, rows=rows
+        )
         return Attached(lease.number, self._info(found))
+
+    def _check_told(self, asker: Asker, found: NamedObject) -> None:
+        """Whose rows are whose is not known until all have told what they had of it."""
+        if not self._state.may_be_held_unseen(found):
+            return
+        pids = [
+            str(session.identity.pid)
+            for session in self._state.leases.resuming
+            if session is not asker.session
+        ]
+        if pids:
+            raise _busy(found, f"clients that have not told their rows: pid {' '.join(pids)}")
 
     def detach(self, asker: Asker, request: Detach, now_ns: int) -> Message:
         """Take a lease back."""
@@ -98,6 +161,11 @@ class ArrayRequests:
             )
         if found.sealed:
             return Sealed(self._info(found))
+        if found.state is ArrayState.SEALING:
+            act = self._state.registry.act_on(found)
+            if act.asker is None:
+                act.asker = asker
+                return None
         check_writable(found)
         for lease in self._state.leases.writers(found.segment_id):
             if lease.session is not asker.session:
@@ -117,13 +185,83 @@ class ArrayRequests:
         self._state.emit(SealSegment(act.token, found.segment, found.spec))
         return None
 
+    def publish(self, asker: Asker, request: Publish, now_ns: int) -> Message | None:
+        """Begin to give a sealed object a name, in place of what had it."""
+        registry = self._state.registry
+        check_name(request.name)
+        if request.source == request.name:
+            raise InvalidSpecError(
+                "an array cannot be published in place of itself",
+                where=request.name,
+                remedy="create the next generation under another name, then publish it",
+            )
+        found = registry.find(request.source, request.segment_id)
+        self.check_may(asker, found, "publish")
+        if found.name == request.name and found.state is ArrayState.SEALED:
+            return Published(self._info(found))  # asked again: it was done
+        if found.state is ArrayState.PUBLISHING:
+            act = registry.act_on(found)
+            if act.asker is None and act.target == request.name:
+                act.asker = asker
+                return None
+        self._check_source(found)
+        self._check_target(asker, found, request.name)
+        act = registry.begin_publishing(found, request.name, asker)
+        self._state.emit(PublishGeneration(act.token, found.segment_id, act.target, act.generation))
+        return None
+
+    def _check_source(self, found: NamedObject) -> None:
+        registry = self._state.registry
+        if found.state is ArrayState.SUPERSEDED:
+            raise SegmentChangedError(
+                "the array of this handle was published, and superseded since",
+                where=found.name,
+                had=f"generation {found.generation} of {registry.newest(found).generation}",
+                remedy="copy it to publish it again",
+            )
+        if not found.sealed:
+            raise ArrayBusyError(
+                "the array is not sealed", where=found.name, remedy="seal it, then publish it"
+            )
+        _check_still(registry.publication_to(found.name))
+        if found.state is ArrayState.PUBLISHING:
+            raise _busy(found, "a publication under way")
+        # Their manifests would win the name back once this one's is another's.
+        for old in registry.older(found):
+            raise _busy(found, f"readers of its generation {old.generation}")
+
+    def _check_target(self, asker: Asker, found: NamedObject, name: str) -> None:
+        registry = self._state.registry
+        target = registry.named(name)
+        _check_still(registry.publication_to(name))
+        if target is None:
+            return
+        self.check_may(asker, target, "replace")
+        if not (target.lost or target.state is ArrayState.SEALED):
+            raise ArrayBusyError(
+                "what has the name is not sealed",
+                where=name,
+                had=f"an array that pid {target.creator.pid} is still at",
+                remedy="seal it or destroy it",
+            )
+        made_of: NamedObject | None = found
+        while made_of is not None:
+            if made_of is target:
+                raise InvalidSpecError(
+                    "a plan cannot replace what it is made of", where=name, had=found.name
+                )
+            made_of = registry.of_segment(made_of.spec.made_of)
+
     def destroy(self, asker: Asker, request: Destroy, now_ns: int) -> Message:
-        """Remove an array that no job uses."""
-        found = self._state.registry.find(request.name)
-        self._check_may(asker, found, "destroy")
+        """Remove an array that no job uses, and those that it superseded."""
+        found = self._state.registry.find(request.name, lost=True)
+        self.check_may(asker, found, "destroy")
+        _check_still(self._state.registry.publication_to(found.name))
         if found.state is ArrayState.SEALING:
             raise _busy(found, "a seal under way")
-        if self._state.jobs.uses(found.segment_id):
+        if found.state is ArrayState.PUBLISHING:
+            raise _busy(found, "a publication under way")
+        if self._is_used(found):
             raise _busy(found, "a job that uses it")
         self.remove(found)
         return Destroyed()
@@ -135,7 +273,7 @@ class ArrayRequests:
 
     def describe(self, asker: Asker, request: Describe, now_ns: int) -> Message:
         """One array in full, and who keeps it."""
-        found = self._state.registry.find(request.name)
+        found = self._state.registry.find(request.name, lost=True)
         pids = {lease.session.identity.pid for lease in self._state.leases.on(found.segment_id)}
         return Described(self._info(found), tuple(sorted(pids)))
 
@@ -144,11 +282,15 @@ class ArrayRequests:
 
     def _check_room(self, asker: Asker) -> None:
         """A creation under way ends in a lease, so it counts as one."""
-        acts = self._state.registry.acts_of(asker.session)
-        making = sum(act.kind is ActKind.MAKE for act in acts)
-        self._state.leases.check_room(asker.session, making)
+        self._state.leases.check_room(asker.session, self.promised(asker))
 
-    def _check_may(self, asker: Asker, found: NamedObject, verb: str) -> None:
+    def promised(self, asker: Asker) -> int:
+        """Leases that the asker will be granted when its creations end."""
+        acts = self._state.registry.acts_of(asker.session)
+        return sum(act.kind is ActKind.MAKE and act.asker is not None for act in acts)
+
+    def check_may(self, asker: Asker, found: NamedObject, verb: str) -> None:
+        """Refuse what is for the creator's user, the coordinator's, and root."""
         uid = asker.session.identity.uid
         if uid not in (found.creator.uid, self._state.uid, 0):
             raise NotPermittedError(
@@ -159,26 +301,52 @@ class ArrayRequests:
             )
 
     def remove(self, found: NamedObject) -> None:
-        """Free the name; pages go when the last process lets go of them."""
-        self._state.registry.remove(found)
+        """Free the name; pages go when the last process lets go of them.
+
+        What the object superseded goes first: a coordinator that ended between the two
+        would leave a manifest that has the name again.
+        """
+        registry = self._state.registry
+        if registry.named(found.name) is found:
+            for old in registry.older(found):
+                self.remove(old)
+        registry.remove(found)
         self._state.emit(UnlinkSegment(found.segment))
         for session in self._state.leases.void(found.segment_id):
             self._state.notify(session, DropSegment(found.segment_id))
 
     def settle(self) -> None:
-        """After every event: what its creator left unsealed, or lost its matrix, goes."""
-        for found in self._state.registry.orphans:
-            writers = self._state.leases.writers(found.segment_id)
-            if not writers and not self._state.jobs.uses(found.segment_id):
+        """After every event: what nobody keeps goes.
+
+        That is what its creator left unsealed, what was superseded and has no reader,
+        and what lost its matrix.
+        """
+        state = self._state
+        for found in state.registry.orphans:
+            writers = state.leases.writers(found.segment_id)
+            if not (writers or self._is_used(found) or state.may_be_held_unseen(found)):
+                self.remove(found)
+        for found in state.registry.superseded:
+            readers = state.leases.asked(found.segment_id)
+            if not (readers or self._is_used(found) or state.may_be_held_unseen(found)):
                 self.remove(found)
         # Again, for a plan may be made of a plan.
-        while lost := [
-            found
-            for found in self._state.registry.bereft
-            if not self._state.jobs.uses(found.segment_id)
-        ]:
-            for found in lost:
-                self.remove(found)
+        while bereft := [found for found in state.registry.bereft if not self._must_stay(found)]:
+            for found in bereft:
+                if found.state is not ArrayState.GONE:  # with what superseded it, just now
+                    self.remove(found)
+
+    def _is_used(self, found: NamedObject) -> bool:
+        """Whether a job uses it, or what would be removed with it."""
+        registry, uses = self._state.registry, self._state.jobs.uses
+        if uses(found.segment_id):
+            return True
+        if registry.named(found.name) is not found:
+            return False
+        return any(uses(old.segment_id) for old in registry.older(found))
+
+    def _must_stay(self, found: NamedObject) -> bool:
+        return self._is_used(found) or (self._state.registry.publication_to(found.name) is not None)
 
     # Ends of slow acts --------------------------------------------------------
 
@@ -191,10 +359,9 @@ class ArrayRequests:
                 self._state.reply_late(act, cancelled("the creation was cancelled"))
             return
         found = act.subject
-        self._state.registry.publish(found, event.segment, event.pages, now_ns)
-        assert act.asker is not None, "a creation that nobody waits for was not abandoned"
-        lease = self._state.leases.grant(act.asker.session, found.segment_id, readonly=False)
-        self._state.reply_late(act, ArrayCreated(lease.number, self._info(found)))
+        found.made(event.segment, event.pages, now_ns)
+        if act.asker is not None:
+            self._state.reply_late(act, self._created(found, act.asker))
 
     def on_segment_refused(self, event: SegmentRefused, now_ns: int) -> None:
         """Free the name of an array that could not be made."""
@@ -218,7 +385,7 @@ class ArrayRequests:
         act = self._state.registry.end(event.token, ActKind.SEAL)
         if act is None:
             return
-        self._state.registry.sealed(act.subject, event.segment)
+        act.subject.made_immutable(event.segment, event.checksum)
         self._state.leases.make_readonly(act.subject.segment_id)
         self._state.reply_late(act, Sealed(self._info(act.subject)))
 
@@ -228,6 +395,24 @@ class ArrayRequests:
         if act is None:
             return
         act.subject.move(ArrayState.READY)
+        self._state.reply_late(act, event.error)
+
+    def on_generation_published(self, event: GenerationPublished, now_ns: int) -> None:
+        """The name means the new generation; the one before is superseded."""
+        act = self._state.registry.end(event.token, ActKind.PUBLISH)
+        if act is None:
+            return
+        replaced = self._state.registry.publish(act)
+        if replaced is not None and replaced.lost:
+            self.remove(replaced)
+        self._state.reply_late(act, Published(self._info(act.subject)))
+
+    def on_publish_refused(self, event: PublishRefused, now_ns: int) -> None:
+        """Both names are as before."""
+        act = self._state.registry.end(event.token, ActKind.PUBLISH)
+        if act is None:
+            return
+        act.subject.move(ArrayState.SEALED)
         self._state.reply_late(act, event.error)
 
     def abandon(self, act: Act) -> None:
@@ -251,6 +436,39 @@ def check_writable(found: NamedObject) -> None:
         )
     if found.state is ArrayState.SEALING:
         raise _busy(found, "a seal under way")
+
+
+def check_rows(spec: ArraySpec, rows: Rows, *, readonly: bool) -> None:
+    """Refuse rows that no writer could declare its own.
+
+    Raises
+    ------
+    InvalidSpecError
+        A reader declares them, the object is no array with rows, or it has not got them.
+    """
+    if readonly:
+        raise InvalidSpecError(
+            "only a writer declares rows", where=spec.name, remedy="attach with readonly=False"
+        )
+    if spec.kind != "array" or not spec.shape:
+        raise InvalidSpecError("only an array with rows has rows to declare", where=spec.name)
+    if not 0 <= rows[0] < rows[1] <= spec.shape[0]:
+        raise InvalidSpecError(
+            "the array has no such rows",
+            needed=f"0 <= start < stop <= {spec.shape[0]}",
+            had=f"{rows[0]} to {rows[1]}"[:80],
+            where=spec.name,
+        )
+
+
+def _check_still(publication: Act | None) -> None:
+    if publication is not None:
+        raise ArrayBusyError(
+            "the name is about to be given away",
+            where=publication.target,
+            had=f"a publication of {publication.subject.name!r} under way",
+            remedy="try again when that has ended",
+        )
 
 
 def _busy(found: NamedObject, had: str) -> ArrayBusyError:

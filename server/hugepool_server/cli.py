@@ -28,6 +28,18 @@ EXIT_RUNNING = 5
     "--group", metavar="NAME", help="Let this group connect, attach and fill unsealed arrays."
 )
 @click.option(
+    "--keep",
+    is_flag=True,
+    help="When told to stop, leave arrays and sessions to the next coordinator on this directory.",
+)
+@click.option("--quota", metavar="SIZE", help="Most bytes of all arrays, such as 100G.")
+@click.option("--quota-per-user", metavar="SIZE", help="Most bytes of one user's arrays.")
+@click.option(
+    "--checksums/--no-checksums",
+    default=True,
+    help="Whether sealing computes a checksum of the bytes. Default: it does.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -40,11 +52,19 @@ EXIT_RUNNING = 5
 def hugepoold(
     runtime_dir: str | None,
     group: str | None,
+    keep: bool,
+    quota: str | None,
+    quota_per_user: str | None,
+    checksums: bool,
     log_level: str,
     parent: int | None,
     ready_fd: int | None,
 ) -> None:
     """Run the hugepool coordinator in the foreground until SIGTERM or SIGINT.
+
+    The first of these ends it in order, within seconds; a second one at once. However it
+    ends other than in order, and with --keep in order too, the next coordinator on
+    the same directory has the arrays again, and clients reconnect by themselves.
 
     \b
     Example:
@@ -55,7 +75,16 @@ def hugepoold(
     )
     from hugepool_server.daemon import Daemon
 
-    daemon = Daemon(Config.checked(directory=runtime_dir, group=group, parent_pid=parent))
+    config = Config.checked(
+        directory=runtime_dir,
+        group=group,
+        parent_pid=parent,
+        keep=keep,
+        quota=quota,
+        quota_per_user=quota_per_user,
+        checksums=checksums,
+    )
+    daemon = Daemon(config)
     with daemon:
         if ready_fd is not None:
             os.write(ready_fd, daemon.address.encode() + b"\n")
@@ -80,3 +109,6 @@ def main() -> None:
     except HugepoolError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidSpecError) else 1)
+    except OSError as error:
+        print(f"{program}: cannot run: {error}", file=sys.stderr)
+        sys.exit(1)

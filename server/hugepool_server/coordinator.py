@@ -3,9 +3,9 @@
 Nothing here reads a clock, opens a file or touches a socket, so every race is a
 sequence of events that a test can write down. What there is lives in ``state.py``
 (named objects in ``registry.py``, sessions and leases in ``leases.py``, jobs and
-workers in ``jobs.py``), what may be done to it in ``array_requests.py`` and
-``job_requests.py``; this class sends events to them and answers for sessions and for
-its own end.
+workers in ``jobs.py``), what may be done to it in ``session_requests.py``,
+``array_requests.py`` and ``job_requests.py``; this class sends events to them and
+answers for its own end. What an earlier coordinator left comes in by ``recovery.py``.
 
 A request's handler returns its reply, or None when the reply comes with a later
 event or was given already; it checks everything before it changes anything, so
@@ -19,14 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hugepool_common.errors import (
-    CoordinatorUnreachableError,
-    HugepoolError,
-    NotPermittedError,
-    ProtocolError,
-)
+from hugepool_common.errors import HugepoolError, NotPermittedError
 from hugepool_common.messages import (
     Attach,
+    Bind,
     Cancel,
     Cancelled,
     CoordinatorStopping,
@@ -37,27 +33,31 @@ from hugepool_common.messages import (
     Detach,
     Failed,
     Goodbye,
-    GoodbyeSaid,
     Hello,
     List,
     Message,
     PartDone,
     PartFailed,
+    Publish,
     RegisterWorker,
     ReportTiming,
+    Resume,
     Seal,
     Shutdown,
     ShuttingDown,
     Stats,
     SubmitJob,
-    Welcome,
 )
+from hugepool_server.adoption import recover
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.events import (
     Effect,
     Event,
+    GenerationPublished,
     PeerUnreachable,
     ProcessExited,
+    PublishRefused,
+    Recovered,
     RequestReceived,
     SealRefused,
     SegmentMade,
@@ -67,15 +67,20 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
-    UnwatchProcess,
-    WatchProcess,
+    Tick,
+    TokenChecked,
+    TokenMade,
+    TokenRefused,
+    WorkerContinued,
+    WorkerStopped,
 )
 from hugepool_server.job_requests import JobRequests
-from hugepool_server.leases import Asker, Session
+from hugepool_server.leases import Asker
 from hugepool_server.registry import ActKind
+from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import Limits, State, cancelled
 
-_NEW_WORK = (CreateArray, Attach, Seal, RegisterWorker, SubmitJob)
+_NEW_WORK = (CreateArray, Attach, Seal, Publish, RegisterWorker, SubmitJob)
 
 
 class Coordinator:
@@ -95,6 +100,11 @@ class Coordinator:
         event came.
     limits
         What it takes on at most.
+    durable
+        Whether arrays and sessions outlive this coordinator's process, told in Welcome.
+    epoch
+        How often a coordinator has started on this runtime directory; numbers of
+        sessions, leases, segments, jobs and workers begin after ``epoch << 32``.
 
     Notes
     -----
@@ -110,16 +120,27 @@ class Coordinator:
         version: str,
         started_ns: int | None = None,
         limits: Limits | None = None,
+        durable: bool = False,
+        epoch: int = 0,
     ) -> None:
         self.instance = instance
         self.pid = pid
         self.uid = uid
         self.version = version
+        self.epoch = epoch
         self._started_ns = started_ns
-        self._state = State(uid, limits or Limits())
+        self._state = State(uid, limits or Limits(), epoch)
         self._arrays = ArrayRequests(self._state)
         self._work = JobRequests(self._state)
-        self._stopping = ""
+        self._sessions = SessionRequests(
+            self._state,
+            self._arrays,
+            self._work,
+            instance=instance,
+            pid=pid,
+            version=version,
+            durable=durable,
+        )
         self._stopped = False
         self._on: dict[type, Callable[[Any, int], None]] = {
             RequestReceived: self._on_request,
@@ -128,33 +149,46 @@ class Coordinator:
             SegmentProgress: self._arrays.on_segment_progress,
             SegmentSealed: self._arrays.on_segment_sealed,
             SealRefused: self._arrays.on_seal_refused,
-            ProcessExited: self._on_process_exited,
-            PeerUnreachable: self._on_peer_unreachable,
+            GenerationPublished: self._arrays.on_generation_published,
+            PublishRefused: self._arrays.on_publish_refused,
+            TokenMade: self._sessions.on_token_made,
+            TokenRefused: self._sessions.on_token_refused,
+            TokenChecked: self._sessions.on_token_checked,
+            ProcessExited: self._sessions.on_process_exited,
+            PeerUnreachable: self._sessions.on_peer_unreachable,
+            Recovered: self._on_recovered,
             StopRequested: self._on_stop_requested,
+            Tick: self._work.on_tick,
+            WorkerStopped: self._work.on_worker_stopped,
+            WorkerContinued: self._work.on_worker_continued,
         }
         self._answer: dict[type, Callable[[Asker, Any, int], Message | None]] = {
-            Hello: self._hello,
+            Bind: self._sessions.bind,
+            Resume: self._sessions.resume,
             CreateArray: self._arrays.create,
             Attach: self._arrays.attach,
             Detach: self._arrays.detach,
             Seal: self._arrays.seal,
+            Publish: self._arrays.publish,
             Destroy: self._arrays.destroy,
             List: self._arrays.list_page,
             Describe: self._arrays.describe,
             Stats: self._stats,
-            RegisterWorker: self._work.register_worker,
+            RegisterWorker: self._sessions.register_worker,
             SubmitJob: self._work.submit_job,
             PartDone: self._work.part_done,
             PartFailed: self._work.part_failed,
             ReportTiming: self._work.report_timing,
             Shutdown: self._shutdown,
-            Goodbye: self._goodbye,
+            Goodbye: self._sessions.goodbye,
             Cancel: self._cancel,
         }
 
     def __repr__(self) -> str:
         state = repr(self._state).partition(": ")[2].rstrip(">")
-        return f"<Coordinator {self.instance}: {state}{', stopping' if self._stopping else ''}>"
+        return (
+            f"<Coordinator {self.instance}: {state}{', stopping' if self._state.stopping else ''}>"
+        )
 
     def handle(self, event: Event, now_ns: int) -> list[Effect]:
         """Take one event in.
@@ -176,66 +210,55 @@ class Coordinator:
         self._on[type(event)](event, now_ns)
         self._work.settle(now_ns)
         self._arrays.settle()
-        if self._stopping and not self._state.registry.acts:
+        if self._state.stopping and not self._state.registry.acts:
             self._stop()
         return self._state.take_effects()
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next Tick is due, on the clock of `handle`; None while none is."""
+        return self._state.jobs.wake_ns
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it refuses new work and drains."""
+        return bool(self._state.stopping)
+
+    @property
+    def busy_workers(self) -> tuple[tuple[int, int], ...]:
+        """Session and pid of each worker that was sent a part and has not reported since."""
+        return tuple(
+            (worker.session.number, worker.session.identity.pid)
+            for worker in self._state.jobs.workers
+            if worker.running is not None
+        )
 
     def validate(self) -> None:
         """Assert every invariant; for tests, after every event."""
         self._state.validate()
-        assert not self._stopping or not self._state.jobs.live
-        assert not self._stopped or self._stopping
+        assert not self._state.stopping or not self._state.jobs.live
+        assert not self._stopped or self._state.stopping
 
     # Requests -----------------------------------------------------------------
 
     def _on_request(self, event: RequestReceived, now_ns: int) -> None:
         try:
-            asker = Asker(self._session_for(event), event.correlation)
+            if isinstance(event.request, Hello):
+                self._sessions.hello(event, event.request)
+                return
+            asker = self._sessions.asker(event)
         except HugepoolError as error:
             self._state.emit(Send(event.peer, event.correlation, Failed.from_error(error)))
             return
         reply: Message | None
         try:
-            if self._stopping and isinstance(event.request, _NEW_WORK):
-                raise self._stopping_error()
+            if self._state.stopping and isinstance(event.request, _NEW_WORK):
+                raise self._state.stopping_error()
             reply = self._answer[type(event.request)](asker, event.request, now_ns)
         except HugepoolError as error:
             reply = Failed.from_error(error)
         if reply is not None:
             self._state.reply(asker, reply)
-
-    def _session_for(self, event: RequestReceived) -> Session:
-        session = self._state.leases.of_peer(event.peer)
-        if session is None:
-            return self._open_session(event)
-        # A routing id can be taken over or shared; the process behind it cannot.
-        if (session.identity.uid, session.identity.pid) != (event.identity.uid, event.identity.pid):
-            raise NotPermittedError(
-                "the session is another process's",
-                needed=f"pid {session.identity.pid} of uid {session.identity.uid}",
-                had=f"pid {event.identity.pid} of uid {event.identity.uid}",
-                remedy="connect anew; a forked child needs a connection of its own",
-            )
-        if not session.reachable:
-            session.reachable = True
-            self._work.tell_of_workers(session)  # it may have missed it
-        return session
-
-    def _open_session(self, event: RequestReceived) -> Session:
-        if not isinstance(event.request, Hello):
-            raise ProtocolError("there is no session; Hello must come first", remedy="connect anew")
-        if self._stopping:
-            raise self._stopping_error()
-        session = self._state.leases.open(event.peer, event.identity, event.request.client)
-        self._state.emit(WatchProcess(session.number, session.identity.pid))
-        return session
-
-    def _hello(self, asker: Asker, request: Hello, now_ns: int) -> Message:
-        return Welcome(asker.session.number, self.version, self.instance, self.pid)
-
-    def _goodbye(self, asker: Asker, request: Goodbye, now_ns: int) -> Message:
-        self._end_session(asker.session)
-        return GoodbyeSaid()
 
     def _cancel(self, asker: Asker, request: Cancel, now_ns: int) -> Message | None:
         acts = [
@@ -264,12 +287,14 @@ class Coordinator:
                 had=f"uid {identity.uid}",
             )
         self._state.reply(asker, ShuttingDown())
-        if not self._stopping:
+        if not self._state.stopping:
             self._drain(f"shutdown by pid {identity.pid}")
         return None
 
     def _stats(self, asker: Asker, request: Stats, now_ns: int) -> Message:
-        published = self._state.registry.published
+        registry, jobs, limits = self._state.registry, self._state.jobs, self._state.limits
+        kept = registry.kept
+        lost = sum(found.lost for found in registry.published)
         asker.session.knows_workers = True
         return Counted(
             instance=self.instance,
@@ -277,71 +302,46 @@ class Coordinator:
             version=self.version,
             uptime_ns=now_ns - (self._started_ns or 0),
             sessions=len(self._state.leases.sessions),
-            arrays=len(published),
-            nbytes=sum(found.spec.nbytes for found in published),
-            length=sum(found.segment.length for found in published),
-            huge_bytes=sum(found.pages.huge_bytes for found in published),
-            jobs_running=len(self._state.jobs.live),
-            jobs_done=self._state.jobs.done_count,
-            jobs_failed=self._state.jobs.failed_count,
-            workers=self._state.jobs.describe_workers(),
-            timings=tuple(self._state.jobs.timings),
+            arrays=len(registry.published) - lost,
+            nbytes=sum(found.spec.nbytes for found in kept),
+            length=sum(found.segment.length for found in kept),
+            huge_bytes=sum(found.pages.huge_bytes for found in kept),
+            jobs_running=len(jobs.live),
+            jobs_done=jobs.done_count,
+            jobs_failed=jobs.failed_count,
+            workers=jobs.describe_workers(),
+            timings=tuple(jobs.timings),
+            jobs_waiting=jobs.waiting,
+            epoch=self.epoch,
+            lost=lost,
+            quota_bytes=limits.max_bytes,
+            user_quota_bytes=limits.max_bytes_per_user,
         )
 
-    # Ends of sessions ---------------------------------------------------------
+    # The coordinator's own beginning and end ----------------------------------
 
-    def _on_process_exited(self, event: ProcessExited, now_ns: int) -> None:
-        session = self._state.leases.of_number(event.session)
-        if session is not None:
-            session.reachable = False
-            self._end_session(session)
-
-    def _on_peer_unreachable(self, event: PeerUnreachable, now_ns: int) -> None:
-        session = self._state.leases.of_peer(event.peer)
-        if session is None:
-            return
-        session.reachable = False
-        session.knows_workers = True  # that this is no longer so may be what did not arrive
-        # A client may be stopped and still map its arrays: only its death ends its
-        # leases. A worker that cannot be told of parts is of no use, and the parts
-        # that it has must not wait for it.
-        if self._state.jobs.worker_of(session) is not None:
-            self._end_session(session)
-
-    def _end_session(self, session: Session) -> None:
-        """Close a session and all that it began or held; its requests are answered if it hears."""
-        closed = cancelled("the session was closed")
-        for job in self._state.jobs.of_session(session):
-            self._work.fail(job, closed)
-        for act in self._state.registry.acts_of(session):
-            if act.kind is ActKind.MAKE:
-                self._arrays.abandon(act)
-            self._state.reply_late(act, closed)
-        self._state.jobs.unregister(session)
-        self._state.leases.close(session)
-        self._state.registry.disown(session)
-        self._state.emit(UnwatchProcess(session.number))
-
-    # The coordinator's own end ------------------------------------------------
+    def _on_recovered(self, event: Recovered, now_ns: int) -> None:
+        recover(self._state, event)
 
     def _on_stop_requested(self, event: StopRequested, now_ns: int) -> None:
-        if not self._stopping:
+        if not self._state.stopping:
             self._drain(event.reason)
             return
         for act in self._state.registry.acts:
-            self._state.reply_late(act, Failed.from_error(self._stopping_error()))
+            self._state.reply_late(act, Failed.from_error(self._state.stopping_error()))
         self._stop()
 
     def _drain(self, reason: str) -> None:
         """Refuse new work, end what is under way, and stop when no slow act is left."""
-        self._stopping = reason or "no reason given"
-        error = Failed.from_error(self._stopping_error())
+        self._state.stopping = reason or "no reason given"
+        error = Failed.from_error(self._state.stopping_error())
         for job in self._state.jobs.live:
             self._work.fail(job, error)
         for act in self._state.registry.acts:
             if act.kind is ActKind.MAKE:
                 self._arrays.abandon(act)
                 self._state.reply_late(act, error)
+        self._sessions.drain(error)
         for session in self._state.leases.sessions:
             self._state.notify(session, CoordinatorStopping())
 
@@ -349,11 +349,6 @@ class Coordinator:
         if not self._stopped:
             self._stopped = True
             self._state.emit(Stop())
-
-    def _stopping_error(self) -> CoordinatorUnreachableError:
-        return CoordinatorUnreachableError(
-            f"the coordinator is stopping: {self._stopping}", remedy="connect to another one"
-        )
 
 
 __all__ = ["Coordinator", "Limits"]

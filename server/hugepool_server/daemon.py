@@ -1,76 +1,60 @@
-"""The only loop: sockets, pidfds, signals and threads become events; effects become acts.
+"""The only loop: sockets, pidfds, timers, signals and threads become events; effects become acts.
 
 One thread polls and talks to the state machine. What may take long (walking the
-ladder, sealing) runs on a small pool of threads that post their outcome to a
+ladder, sealing) runs on the threads of ``makers.py``, which post their outcome to a
 queue and wake the loop through an eventfd, so no client waits for another's pages.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import queue
-import resource
 import secrets
 import signal
-import threading
 import time
 from collections import deque
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import TracebackType
 
+import msgspec
 import zmq
 
-from hugepool_common import paths, wire
+from hugepool_common import paths
 from hugepool_common._version import __version__
-from hugepool_common.errors import (
-    ArrayBusyError,
-    HugepoolError,
-    NotPermittedError,
-    ProtocolError,
-)
-from hugepool_common.messages import CreateProgress, Failed, Message
+from hugepool_common.errors import HugepoolError
+from hugepool_common.messages import Failed, Hello
 from hugepool_common.pages import read_host
-from hugepool_common.spec import Segment
-from hugepool_server import events
-from hugepool_server.backends import select
-from hugepool_server.backends.base import SegmentRequest
+from hugepool_server import descriptors, events
 from hugepool_server.config import Config
-from hugepool_server.coordinator import Coordinator
+from hugepool_server.coordinator import Coordinator, Limits
+from hugepool_server.endpoint import Endpoint
+from hugepool_server.liveness import Liveness
+from hugepool_server.makers import Makers, Origin
+from hugepool_server.manifests import Manifests, begin_epoch, boot_id, write_coordinator
+from hugepool_server.processes import is_stopped
 from hugepool_server.reclaim import SegmentDirectories
+from hugepool_server.records import CoordinatorRecord
+from hugepool_server.recovery import recover
 from hugepool_server.runtime import RuntimeDirectory
 from hugepool_server.signals import SignalInbox
+from hugepool_server.tokens import Tokens
 
 log = logging.getLogger("hugepoold")
 
-MAKER_THREADS = 4
-"""Arrays populated at once; each populates with threads of its own."""
+DRAIN_NS = 2_000_000_000
+"""How long it waits for seals under way before it gives them up."""
 
-SMALL_BYTES = 64 << 20
-"""Arrays below this never wait for larger ones to be populated."""
-
-UNLINK_BYTES = 1 << 20
-"""Segments up to this are removed in less time than a thread takes to begin."""
-
-PROGRESS_INTERVAL_NS = 100_000_000
-WRITER_PATIENCE_NS = 5_000_000_000
-"""How long a seal waits for writers that were asked to let go."""
-
-BATCH = 256
-"""Requests taken from the socket before other sources are looked at."""
-
-FLUSH_MS = 1000
-"""How long a stopping coordinator waits for its last replies to leave."""
+STOP_NS = 3_000_000_000
+"""How long it waits for anything."""
 
 
 class Daemon:
     """A coordinator at its address.
 
-    Construction takes the runtime directory, sweeps what dead coordinators left
-    and binds; :meth:`run` serves until it is stopped; closing removes every file.
+    Construction takes the runtime directory, takes over what an earlier coordinator
+    left in it, sweeps what others left that are dead, and binds; :meth:`run` serves
+    until it is stopped; closing removes every file, or keeps what the next one needs.
 
     Raises
     ------
@@ -78,57 +62,119 @@ class Daemon:
         Another coordinator owns the runtime directory.
     NotPermittedError
         The runtime directory is not ours.
+    HugepoolError
+        This process may open too few files.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.address = paths.address_of(config.runtime_directory)
+        # Until it serves, and if it ends by a fault, nothing that it found may be lost.
+        self._keep = config.durable
         with ExitStack() as undo:
             # First of all: a signal from here on must not leave files behind.
-            self._signals = SignalInbox(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            self._signals = SignalInbox(
+                *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+                urgent=(signal.SIGTERM, signal.SIGINT),
+            )
             undo.callback(self._signals.close)
             self._runtime = RuntimeDirectory(
                 config.runtime_directory, mode=config.directory_mode, group=config.group
             )
-            undo.callback(self._runtime.close)
-            self._directories = SegmentDirectories(group=config.group)
-            undo.callback(self._directories.close)
-            self._sweep()
-            self._raise_descriptor_limit()
-            self._core = Coordinator(
-                instance=secrets.token_hex(8),
-                pid=os.getpid(),
-                uid=os.geteuid(),
-                version=__version__,
-                started_ns=time.monotonic_ns(),
-            )
+            undo.callback(lambda: self._runtime.close(keep=self._keep))
+            self._limit = descriptors.raise_limit()
+            self._told_full = False
+            self._poller = zmq.Poller()
+            self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
             self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._parent_fd = -1
-            self._pidfds: dict[int, int] = {}
-            self._sessions_by_pidfd: dict[int, int] = {}
             undo.callback(self._close_descriptors)
-            self._context = zmq.Context()
-            undo.callback(self._context.destroy, linger=FLUSH_MS)
-            self._router = self._bind()
-            self._poller = zmq.Poller()
-            for source in (self._router, self._wake_fd, self._signals.fileno()):
-                self._poller.register(source, zmq.POLLIN)
-            self._makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
-            self._small_makers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="small")
-            self._sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
-            self._removers = ThreadPoolExecutor(1, thread_name_prefix="remover")
-            self._removals: set[Future[None]] = set()
-            self._cancels: dict[int, threading.Event] = {}
-            self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
-            undo.callback(self._stop_makers)
             self._running = True
+            self._drain_since_ns: int | None = None
+            self._take_over(undo)
+            self._endpoint = Endpoint(
+                self._runtime.socket, umask=config.socket_umask, group=config.group
+            )
+            undo.callback(self._endpoint.close)
+            for source in (self._endpoint.socket, self._wake_fd, self._signals.fileno()):
+                self._poller.register(source, zmq.POLLIN)
+            self._keep = config.keep
             self._undo = undo.pop_all()
 
-    def _sweep(self) -> None:
+    def _take_over(self, undo: ExitStack) -> None:
+        """Own the files of this runtime directory, and know what lies in them."""
+        config = self._config
+        boot = boot_id()
+        self._record = self._begin(boot)
+        self._tokens = Tokens(config.runtime_directory, boot, group=config.group)
+        undo.callback(lambda: self._tokens.close(keep=self._keep))
+        self._directories = SegmentDirectories(
+            store=self._record.store if config.durable else None,
+            owner=config.runtime_directory if config.durable else None,
+            group=config.group,
+            made=self._note_directory if config.durable else None,
+        )
+        undo.callback(lambda: self._directories.close(keep=self._keep))
+        # Undone before the directories: a manifest without a segment is an array lost.
+        self._manifests = Manifests(config.runtime_directory, durable=config.durable)
+        undo.callback(lambda: self._manifests.close(keep=self._keep))
+        self._makers = Makers(
+            config,
+            Origin(boot, self._record.epoch),
+            self._directories,
+            self._manifests,
+            self._post,
+        )
+        undo.callback(self._makers.stop)
+        self._liveness = Liveness(self._tokens, self._poller)
+        undo.callback(self._liveness.close)
+        self._core = self._new_core()
+        found = self._recover(boot)
+        self._sweep(boot, found)
+        if found.arrays or found.sessions:
+            self._handle(found)
+
+    def _begin(self, boot: str) -> CoordinatorRecord:
+        store = secrets.token_hex(8)
+        if not self._config.durable:
+            return CoordinatorRecord(epoch=1, store=store, directories=(), boot_id=boot)
+        return begin_epoch(self._config.runtime_directory, boot, lambda: store)
+
+    def _note_directory(self, path: str) -> None:
+        """Write down that there is a segment directory, before anything is in it."""
+        # One thread at a time makes directories.
+        directories = dict.fromkeys([*self._record.directories, path])
+        self._record = msgspec.structs.replace(self._record, directories=tuple(directories))
+        write_coordinator(self._config.runtime_directory, self._record)
+
+    def _recover(self, boot: str) -> events.Recovered:
+        for path in self._directories.adopt(self._record.directories):
+            log.warning("a segment directory is gone: %s", path)
+        recovery = recover(
+            self._manifests,
+            self._directories,
+            self._tokens.read(),
+            boot=boot,
+            segment_mode=self._config.segment_mode,
+        )
+        for line in recovery.lines():
+            log.warning("%s", line)
+        found = recovery.event
+        if found.arrays or found.sessions:
+            log.warning(
+                "took over %d arrays (%d of them lost) and %d sessions",
+                len(found.arrays),
+                len(found.lost),
+                len(found.sessions),
+            )
+        return found
+
+    def _sweep(self, boot: str, found: events.Recovered) -> None:
         host = read_host()
         mounts = [mount.path for mount in host.hugetlbfs_mounts]
         mounts += [mount.path for mount in host.tmpfs_mounts]
-        reclaimed = self._directories.sweep(mounts)
+        known = {record.segment.path for record in found.arrays}
+        reclaimed = self._directories.sweep(mounts, boot=boot, keep=known)
         for path in reclaimed.left:
             log.warning("left alone, for it is not ours: %s", path)
         if reclaimed.count:
@@ -138,39 +184,30 @@ class Daemon:
                 reclaimed.nbytes,
             )
 
-    @staticmethod
-    def _raise_descriptor_limit() -> None:
-        # libzmq aborts the process when accept() on an ipc socket finds no free
-        # descriptor (ipc_listener.cpp), so take all that we may have.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    def _bind(self) -> zmq.Socket[bytes]:
-        router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else replies to the dead vanish silently
-        router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
-        router.setsockopt(zmq.HANDSHAKE_IVL, 3000)
-        router.setsockopt(zmq.SNDHWM, 1000)
-        router.setsockopt(zmq.RCVHWM, 1000)
-        router.setsockopt(zmq.LINGER, 0)
-        path = self._runtime.socket
-        with suppress(OSError):  # if it cannot be removed, bind says why
-            os.unlink(path)  # a killed coordinator's; the directory lock says it is dead
-        before = os.umask(self._config.socket_umask)
-        try:
-            router.bind("ipc://" + path)
-        except zmq.ZMQError as error:
-            raise NotPermittedError(
-                f"cannot make the socket: {error.strerror}",
-                where=path,
-                remedy="choose another directory with HUGEPOOL_RUNTIME_DIR",
-            ) from None
-        finally:
-            os.umask(before)
-        if self._config.group is not None:
-            os.chown(path, -1, self._config.group)
-        return router
+    def _new_core(self) -> Coordinator:
+        sessions = descriptors.sessions_within(self._limit)
+        wanted = Limits().max_sessions
+        if sessions < wanted:
+            log.warning(
+                "%d file descriptors are enough for %d sessions, not for %d",
+                self._limit,
+                sessions,
+                wanted,
+            )
+        return Coordinator(
+            instance=self._record.store,  # a successor has it too, a stranger does not
+            pid=os.getpid(),
+            uid=os.geteuid(),
+            version=__version__,
+            started_ns=time.monotonic_ns(),
+            epoch=self._record.epoch,
+            durable=self._config.durable,
+            limits=Limits(
+                max_sessions=min(sessions, wanted),
+                max_bytes=self._config.quota_bytes,
+                max_bytes_per_user=self._config.quota_bytes_per_user,
+            ),
+        )
 
     def __enter__(self) -> Daemon:
         return self
@@ -181,21 +218,16 @@ class Daemon:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and self._config.durable:
+            self._keep = True  # whoever starts it again has everything
         self.close()
 
     def close(self) -> None:
-        """Let the last replies out, remove every segment, the socket and the directory."""
+        """Let the last replies out; remove every file, or leave what the next one needs."""
         self._undo.close()
 
-    def _stop_makers(self) -> None:
-        for cancel in list(self._cancels.values()):
-            cancel.set()
-        for pool in (self._makers, self._small_makers, self._sealers):
-            pool.shutdown(wait=True, cancel_futures=True)
-        self._removers.shutdown(wait=True)
-
     def _close_descriptors(self) -> None:
-        for fd in (*self._pidfds.values(), self._wake_fd, self._parent_fd):
+        for fd in (self._wake_fd, self._parent_fd):
             if fd >= 0:
                 os.close(fd)
 
@@ -206,23 +238,22 @@ class Daemon:
         self._watch_parent()
         log.info("listening at %s", self.address)
         while self._running:
-            ready = dict(self._poller.poll())
+            ready = dict(self._poller.poll(self._patience_ms()))
             if self._signals.fileno() in ready:
                 for name in self._signals.read():
-                    self._handle(events.StopRequested(name))
+                    self._stop(name)
             if self._parent_fd in ready:
                 self._poller.unregister(self._parent_fd)
-                self._handle(events.StopRequested("the parent process ended"))
+                self._stop("the parent process ended")
             if self._wake_fd in ready:
                 self._take_outcomes()
             # Before requests: a pid that is dead must not speak again.
-            for fd in ready:
-                # Handling one exit may end the session behind another of them.
-                session = self._sessions_by_pidfd.get(fd)
-                if session is not None:
-                    self._handle(events.ProcessExited(session))
-            if self._router in ready:
-                self._take_requests()
+            for session in self._liveness.exited(ready):
+                self._handle(events.ProcessExited(session))
+            self._look_around()
+            if self._endpoint.socket in ready:
+                for request in self._endpoint.receive():
+                    self._on_request(request)
 
     def _watch_parent(self) -> None:
         parent = self._config.parent_pid
@@ -235,37 +266,84 @@ class Daemon:
             return
         self._poller.register(self._parent_fd, zmq.POLLIN)
 
+    def _patience_ms(self) -> int | None:
+        """How long nothing needs to be done; None without end, for an idle daemon sleeps."""
+        times = [self._liveness.wake_ns, self._core.wake_ns, self._drain_ns()]
+        wake_ns = min((time_ns for time_ns in times if time_ns is not None), default=None)
+        if wake_ns is None:
+            return None
+        return max(0, -(-(wake_ns - time.monotonic_ns()) // 1_000_000))
+
+    def _look_around(self) -> None:
+        """What is to be done at its time."""
+        now_ns = time.monotonic_ns()
+        if self._liveness.check_due(now_ns):
+            self._look_at_workers()
+            self._makers.retry()
+        for session in self._liveness.ended(now_ns):
+            self._handle(events.ProcessExited(session))
+        if self._core.wake_ns is not None and self._core.wake_ns <= now_ns:
+            self._handle(events.Tick())
+        drain_ns = self._drain_ns()
+        if drain_ns is not None and drain_ns <= now_ns:
+            self._drain(now_ns)
+
+    def _look_at_workers(self) -> None:
+        for session, pid in self._core.busy_workers:
+            stopped = is_stopped(pid)
+            self._handle(
+                events.WorkerStopped(session) if stopped else events.WorkerContinued(session)
+            )
+
+    def _stop(self, reason: str) -> None:
+        # A second signal that is no second wish: the core would not wait for anything.
+        if not self._core.stopping:
+            self._handle(events.StopRequested(reason))
+
+    def _drain_ns(self) -> int | None:
+        """When patience with what is under way ends next; None unless we are to stop."""
+        if not self._core.stopping:
+            return None
+        if self._drain_since_ns is None:
+            self._drain_since_ns = time.monotonic_ns()
+        return self._drain_since_ns + (STOP_NS if self._makers.hurried else DRAIN_NS)
+
+    def _drain(self, now_ns: int) -> None:
+        if not self._makers.hurried:
+            self._makers.hurry()
+        else:
+            self._handle(events.StopRequested("it took too long to drain"))
+
     def _take_outcomes(self) -> None:
         os.eventfd_read(self._wake_fd)
         while True:
             try:
-                self._handle(self._outcomes.get_nowait())
+                outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return
+            if isinstance(outcome, events.SegmentMade | events.SegmentRefused):
+                self._makers.settled(outcome.token)
+            self._handle(outcome)
 
-    def _take_requests(self) -> None:
-        for _ in range(BATCH):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            self._on_frames(frames)
+    def _on_request(self, event: events.RequestReceived) -> None:
+        if isinstance(event.request, Hello) and self._is_full(event.request):
+            self._endpoint.refuse(
+                event.peer, event.correlation, descriptors.full_error(self._limit)
+            )
+        else:
+            self._handle(event)
 
-    def _on_frames(self, frames: list[zmq.Frame]) -> None:
-        peer, *message = (frame.bytes for frame in frames)
-        identity = _identity(frames[-1])
-        if identity is None:
-            log.warning("dropped a message of a peer without a kernel identity")
-            return
-        try:
-            correlation, request = wire.decode_request(message)
-        except ProtocolError as error:
-            answerable = wire.correlation_of(message)
-            log.info("refused a message of pid %d: %s", identity.pid, error)
-            if answerable is not None:
-                self._perform(events.Send(peer, answerable, Failed.from_error(error)), deque())
-            return
-        self._handle(events.RequestReceived(peer, identity, correlation, request))
+    def _is_full(self, request: Hello) -> bool:
+        """Whether a session must be turned away; never one that goes on after a restart."""
+        full = descriptors.is_full(self._limit)
+        if full and not self._told_full:
+            log.warning(
+                "%d of %d file descriptors are in use: new sessions are turned away",
+                descriptors.open_count(),
+                self._limit,
+            )
+        self._told_full = full
+        return full and not self._tokens.knows(request.resume)
 
     def _handle(self, event: events.Event) -> None:
         pending = deque([event])
@@ -277,165 +355,52 @@ class Daemon:
                 # One client's message may uncover a bug; the others keep their arrays.
                 log.exception("cannot handle %s", type(event).__name__)
                 if isinstance(event, events.RequestReceived):
-                    self._send(event.peer, event.correlation, Failed.from_error(error))
+                    self._endpoint.send(event.peer, event.correlation, Failed.from_error(error))
                 continue
             for effect in effects:
-                self._perform(effect, pending)
+                try:
+                    self._perform(effect, pending)
+                except Exception:  # as above
+                    log.exception("cannot perform %s", type(effect).__name__)
 
     # Effects ------------------------------------------------------------------
 
     def _perform(self, effect: events.Effect, pending: deque[events.Event]) -> None:
         match effect:
             case events.Send():
-                if not self._send(effect.peer, effect.correlation, effect.message):
+                if not self._endpoint.send(effect.peer, effect.correlation, effect.message):
                     pending.append(events.PeerUnreachable(effect.peer))
             case events.MakeSegment():
-                self._cancels[effect.token] = threading.Event()
-                small = effect.spec.nbytes < SMALL_BYTES
-                pool = self._small_makers if small else self._makers
-                pool.submit(self._make, effect, self._cancels[effect.token], [*self._removals])
+                self._makers.make(effect, self._tokens.name_of(effect.session))
             case events.CancelSegment():
-                if effect.token in self._cancels:
-                    self._cancels[effect.token].set()
+                self._makers.cancel(effect.token)
             case events.SealSegment():
-                self._sealers.submit(self._seal, effect)
-            case events.UnlinkSegment() if effect.segment.length <= UNLINK_BYTES:
-                try:
-                    select.unlink_segment(effect.segment)
-                except OSError:
-                    log.exception("cannot remove a segment")
+                self._makers.seal(effect)
+            case events.PublishGeneration():
+                pending.append(self._makers.publish(effect))
             case events.UnlinkSegment():
-                # Giving back the pages of 5 GiB takes a second.
-                removal = self._removers.submit(select.unlink_segment, effect.segment)
-                self._removals.add(removal)
-                removal.add_done_callback(self._removed)
+                self._makers.unlink(effect.segment)
             case events.WatchProcess():
-                if not self._watch(effect.session, effect.pid):
+                if not self._liveness.watch(effect.session, effect.pid, time.monotonic_ns()):
                     pending.append(events.ProcessExited(effect.session))
+            case events.MakeToken():
+                pending.append(self._make_token(effect))
+            case events.CheckToken():
+                held = self._liveness.bind(effect.session)
+                pending.append(events.TokenChecked(effect.session, held))
             case events.UnwatchProcess():
-                self._unwatch(effect.session)
+                self._liveness.unwatch(effect.session)
             case events.Stop():
                 self._running = False
 
-    def _send(self, peer: bytes, correlation: int, message: Message) -> bool:
+    def _make_token(self, effect: events.MakeToken) -> events.Event:
         try:
-            frames = wire.encode(correlation, message)
-        except ProtocolError as error:
-            log.error("%s", error)
-            frames = wire.encode(correlation, Failed.from_error(error))
-        try:
-            self._router.send_multipart([peer, *frames], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            # EAGAIN: it does not read what we sent before. EHOSTUNREACH: it is gone.
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            return isinstance(message, CreateProgress) and error.errno == zmq.EAGAIN
-        return True
-
-    def _watch(self, session: int, pid: int) -> bool:
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        except OSError as error:  # a pid of another namespace is 0 here
-            log.warning("cannot watch pid %d of session %d: %s", pid, session, error)
-            return True
-        self._pidfds[session] = fd
-        self._sessions_by_pidfd[fd] = session
-        self._poller.register(fd, zmq.POLLIN)
-        return True
-
-    def _unwatch(self, session: int) -> None:
-        fd = self._pidfds.pop(session, None)
-        if fd is not None:
-            self._poller.unregister(fd)
-            del self._sessions_by_pidfd[fd]
-            os.close(fd)
-
-    # On maker threads ---------------------------------------------------------
+            path = self._tokens.make(effect.session, effect.identity, effect.client)
+        except (OSError, HugepoolError) as error:
+            log.exception("cannot make a token for pid %d", effect.identity.pid)
+            return events.TokenRefused(effect.session, Failed.from_error(error))
+        return events.TokenMade(effect.session, path)
 
     def _post(self, event: events.Event) -> None:
         self._outcomes.put(event)
         os.eventfd_write(self._wake_fd, 1)
-
-    def _removed(self, removal: Future[None]) -> None:
-        self._removals.discard(removal)
-        if removal.exception() is not None:
-            log.error("cannot remove a segment", exc_info=removal.exception())
-
-    def _make(
-        self, effect: events.MakeSegment, cancel: threading.Event, removals: list[Future[None]]
-    ) -> None:
-        futures.wait(removals)  # what was destroyed before this request has left its pages
-        # A small array is there before anybody could read how far it is.
-        last_ns = time.monotonic_ns() if effect.spec.nbytes < SMALL_BYTES else 0
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            nonlocal last_ns
-            now_ns = time.monotonic_ns()
-            if now_ns - last_ns >= PROGRESS_INTERVAL_NS:
-                last_ns = now_ns
-                self._post(events.SegmentProgress(effect.token, done_bytes, total_bytes))
-
-        try:
-            segment, pages = select.make_segment(
-                SegmentRequest(
-                    segment_id=effect.segment_id,
-                    nbytes=effect.spec.nbytes,
-                    file_mode=self._config.segment_mode,
-                    group=self._config.group,
-                ),
-                huge_pages=effect.huge_pages,
-                page_size=effect.page_size,
-                backing=effect.backing,
-                directories=self._directories,
-                progress=progress,
-                cancel=cancel,
-            )
-        except Exception as error:
-            if not isinstance(error, HugepoolError):
-                log.exception("making %s failed", effect.spec.name)
-            outcome: events.Event = events.SegmentRefused(effect.token, Failed.from_error(error))
-        else:
-            outcome = events.SegmentMade(effect.token, segment, pages)
-        self._cancels.pop(effect.token, None)
-        self._post(outcome)
-
-    def _seal_patiently(self, segment: Segment) -> None:
-        # Workers that were told to unmap the segment do so when they read their notice.
-        deadline_ns = time.monotonic_ns() + WRITER_PATIENCE_NS
-        while True:
-            try:
-                return select.seal_segment(segment, self._config.sealed_mode)
-            except ArrayBusyError:
-                if time.monotonic_ns() > deadline_ns:
-                    raise
-            time.sleep(0.01)
-
-    def _seal(self, effect: events.SealSegment) -> None:
-        try:
-            self._seal_patiently(effect.segment)
-        except Exception as error:
-            if not isinstance(error, HugepoolError):
-                log.exception("sealing %s failed", effect.segment.path)
-            self._post(events.SealRefused(effect.token, Failed.from_error(error)))
-        else:
-            self._post(events.SegmentSealed(effect.token, effect.segment))
-
-
-def _identity(frame: zmq.Frame) -> events.Identity | None:
-    """Uid, gid and pid of the sender as the kernel gave them at accept (SO_PEERCRED)."""
-    try:
-        address = frame.get("Peer-Address")
-    except zmq.ZMQError:
-        return None
-    return _identity_in(str(address))
-
-
-@functools.lru_cache(maxsize=1024)
-def _identity_in(address: str) -> events.Identity | None:
-    fields = address.rsplit(":", 3)[1:]
-    if len(fields) != 3 or not all(field.isdecimal() for field in fields):
-        return None
-    uid, gid, pid = map(int, fields)
-    return events.Identity(uid, gid, pid)

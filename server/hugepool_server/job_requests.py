@@ -6,7 +6,12 @@ import re
 from itertools import pairwise
 from typing import get_args
 
-from hugepool_common.errors import InvalidSpecError, JobFailedError, NotPermittedError
+from hugepool_common.errors import (
+    InvalidSpecError,
+    JobFailedError,
+    NotPermittedError,
+    NoWorkersError,
+)
 from hugepool_common.messages import (
     MAX_PARTS,
     Failed,
@@ -27,9 +32,9 @@ from hugepool_common.messages import (
 )
 from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
-from hugepool_server.jobs import Assignment, Job, Part, clipped, no_workers
+from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
-from hugepool_server.registry import ArrayState
+from hugepool_server.parts import Assignment, Job, Part, clipped
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -46,19 +51,19 @@ class JobRequests:
         self._present = 0
 
     def settle(self, now_ns: int) -> None:
-        """After every event: no job without a worker, no idle worker while a part waits."""
+        """After every event: no idle worker while a part waits, no job that waits for ever."""
         jobs = self._state.jobs
-        for job, part in jobs.poisoned():
+        jobs.take_back_stopped(now_ns)
+        for job, part in jobs.doomed():
             self.fail(job, Failed.from_error(_fatal(job, part)))
-        if not jobs.workers:
-            for job in jobs.live:
-                self.fail(job, Failed.from_error(no_workers()))
         for worker, notice in jobs.assign(now_ns):
             for operand in notice.operands:
                 self._state.leases.hold(
                     worker.session, operand.segment.segment_id, readonly=not operand.writable
                 )
             self._state.notify(worker.session, notice)
+        for job in jobs.look_for_waiting(now_ns):
+            self.fail(job, Failed.from_error(_waited_in_vain(job, jobs.in_the_way(job), now_ns)))
         present = jobs.present
         if present != self._present:
             self._present = present
@@ -101,9 +106,8 @@ class JobRequests:
                     needed="a writable lease",
                     remedy="attach it with readonly=False first",
                 )
-        sealed = found.state is ArrayState.SEALED
         return PartOperand(
-            operand.role, found.spec, found.segment, operand.writable, operand.view, sealed
+            operand.role, found.spec, found.segment, operand.writable, operand.view, found.sealed
         )
 
     def part_done(self, asker: Asker, request: PartDone, now_ns: int) -> Message:
@@ -133,16 +137,65 @@ class JobRequests:
         self._state.jobs.timings.append(timing)
         return TimingReported()
 
+    def on_worker_stopped(self, event: WorkerStopped, now_ns: int) -> None:
+        """Note since when a busy worker is stopped."""
+        session = self._state.leases.of_number(event.session)
+        if session is not None:
+            self._state.jobs.stopped(session, now_ns)
+
+    def on_worker_continued(self, event: WorkerContinued, now_ns: int) -> None:
+        """Forget that it was stopped, and that it took nothing in."""
+        session = self._state.leases.of_number(event.session)
+        if session is not None and self._state.jobs.worker_of(session) is not None:
+            self._state.jobs.continued(session)
+            session.reachable = True
+
+    def on_tick(self, event: Tick, now_ns: int) -> None:
+        """Patience ended; :meth:`settle` sees to that."""
+
     def _taken(self, asker: Asker, report: PartDone | PartFailed) -> Assignment | None:
         return self._state.jobs.take_report(asker.session, report.job, report.part, report.epoch)
 
 
 def _fatal(job: Job, part: Part) -> JobFailedError:
+    where = f"rows {part.row_start} to {part.row_stop}"
+    if job.once and part.epoch > 1:
+        return JobFailedError(
+            f"a worker ended, or was stopped, within part {part.number} of job {job.number}, "
+            "which cannot be run twice: it changes what it reads",
+            had=f"an unknown share of {where} done",
+            where=job.kernel,
+            remedy="write what the job changes anew, then run it again",
+        )
     return JobFailedError(
         f"every worker that ran part {part.number} of job {job.number} ended",
-        had=f"{part.losses} workers lost at rows {part.row_start} to {part.row_stop}",
+        had=f"{part.losses} workers lost at {where}",
         where=job.kernel,
         remedy="look at the workers' messages and at the memory limit they run under",
+    )
+
+
+def _waited_in_vain(job: Job, late: list[Session], now_ns: int) -> JobFailedError:
+    """The error of a job that nobody took up in time."""
+    assert job.waiting_ns is not None, job
+    waited = f"waited {(now_ns - job.waiting_ns) / 1e9:.0f} s"
+    if not late:
+        return NoWorkersError(
+            f"there is no worker that can be told of parts: job {job.number} {waited}",
+            needed="1 worker",
+            had="0",
+            where=job.kernel,
+            remedy="start some: hugepool worker -n 2",
+        )
+    pids = " ".join(str(session.identity.pid) for session in late)
+    return JobFailedError(
+        f"job {job.number} {waited} for workers that are stopped, or at a part from before the "
+        "coordinator was restarted: they may still write where they stand",
+        needed="that they report or end",
+        had=f"pid {pids}",
+        where=job.kernel,
+        remedy=f"continue them (kill -CONT {pids}) or end them (kill -KILL {pids}); "
+        "until then use none of the arrays that they write",
     )
 
 

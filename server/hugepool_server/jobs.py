@@ -1,28 +1,28 @@
 """Jobs, their parts, and the workers that run them.
 
 A part is sent under an *epoch*, a number that only rises. When the worker that
-has it goes, the part returns to the queue under the next epoch, so that a report
-is taken once, from the worker that it was sent to, and from no other.
+has it goes, or is stopped for too long, the part returns to the queue under the next
+epoch, so that a report is taken once, from the worker that it was sent to, and from no
+other.
 
-A job may end before its parts do: it failed elsewhere, was cancelled, or its
-client is gone. A worker that is still at such a part cannot be interrupted and
-may still write to the operands, so it stays busy until it reports, and no part
-that uses a segment which it writes is sent out until then.
+A worker may be at a part that is not its own any more: the job failed elsewhere, was
+cancelled, or its client is gone; or the part was taken back from a stopped worker; or
+the job was an earlier coordinator's. It cannot be interrupted and may still write to the
+operands, so it stays busy until it reports, and till then nothing is sent out over what
+it may write: no part of another job that uses such a segment, nor the part itself. Jobs
+that wait for it longer than :class:`~hugepool_server.patience.Patience` allows fail, for
+a stopped worker may never come back.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterable
 from itertools import pairwise
-
-import msgspec
 
 from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NoWorkersError
 from hugepool_common.messages import (
     CREW_KERNEL,
-    JobDone,
     PartOperand,
     RunPart,
     SubmitJob,
@@ -30,6 +30,17 @@ from hugepool_common.messages import (
     WorkerInfo,
 )
 from hugepool_server.leases import Asker, Session
+from hugepool_server.parts import (
+    Assignment,
+    Job,
+    Part,
+    PartState,
+    Unheard,
+    Worker,
+    clipped,
+    cut,
+)
+from hugepool_server.patience import Patience, bars, in_the_way
 
 MAX_LOSSES = 3
 """Workers that may die at one part before the part is blamed for it."""
@@ -41,125 +52,7 @@ TIMINGS_KEPT = 32
 """Newest timings that are told by Stats."""
 
 _CPUS_TOLD = 4096
-_LABEL_BYTES = 64
 _KERNEL_BYTES = 24
-_NOTE_BYTES = 96
-
-
-class PartState(Enum):
-    """How far a part is."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    DONE = "done"
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """One row partition of a job: rows ``[row_start, row_stop)``."""
-
-    number: int
-    row_start: int
-    row_stop: int
-    state: PartState = PartState.PENDING
-    epoch: int = 1
-    losses: int = 0
-    timing: Timing | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A kernel over row partitions, from its submission to its end."""
-
-    number: int
-    asker: Asker
-    kernel: str
-    implementation: str
-    operands: tuple[PartOperand, ...]
-    parts: tuple[Part, ...]
-    standing: bool = False
-    started_ns: int | None = None
-
-    def __repr__(self) -> str:
-        done = sum(part.state is PartState.DONE for part in self.parts)
-        return f"<Job {self.number} {self.kernel}: {done} of {len(self.parts)} parts done>"
-
-    @property
-    def done(self) -> bool:
-        """Whether every part is."""
-        return all(part.state is PartState.DONE for part in self.parts)
-
-    def segment_ids(self, *, written: bool = False) -> set[int]:
-        """The segments that it uses, or only those that it writes."""
-        return {op.segment.segment_id for op in self.operands if op.writable or not written}
-
-    def result(self, now_ns: int) -> JobDone:
-        """The reply to its submitter, when it is done."""
-        timings = tuple(part.timing for part in self.parts if part.timing is not None)
-        assert self.started_ns is not None, self
-        return JobDone(self.number, timings, now_ns - self.started_ns)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Assignment:
-    """A part in the hands of a worker, under the epoch that it was sent with."""
-
-    worker: Worker
-    job: Job
-    part: Part
-    epoch: int
-
-    def is_named(self, job: int, part: int, epoch: int) -> bool:
-        """Whether a report names this assignment."""
-        return (job, part, epoch) == (self.job.number, self.part.number, self.epoch)
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """A client process that runs parts, one at a time.
-
-    Parameters
-    ----------
-    number
-        Unique in its coordinator, from 1.
-    session
-        Its connection.
-    cpus
-        The CPUs that it says it runs on.
-    running
-        What it is at; None if idle.
-    parts_done
-        Parts that it finished, of jobs that were live then.
-    """
-
-    number: int
-    session: Session
-    cpus: tuple[int, ...]
-    running: Assignment | None = None
-    parts_done: int = 0
-
-
-def clipped(timing: Timing, **known: int) -> Timing:
-    """A report as it is kept: short enough that 128 fit a frame.
-
-    Parameters
-    ----------
-    timing
-        As a client sent it.
-    known
-        Fields that the coordinator knows itself, in place of what the client says.
-    """
-    return msgspec.structs.replace(
-        timing,
-        label=_cut(timing.label, _LABEL_BYTES),
-        implementation=_cut(timing.implementation, _LABEL_BYTES),
-        tlb_note=_cut(timing.tlb_note, _NOTE_BYTES),
-        **known,
-    )
-
-
-def _cut(text: str, limit_bytes: int) -> str:
-    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
 
 
 class Jobs:
@@ -171,16 +64,25 @@ class Jobs:
         Most jobs queued or running at once.
     max_workers
         Most workers registered at once.
+    patience
+        How long jobs wait for workers.
+    first_number
+        Numbers of jobs and workers begin after it.
     """
 
-    def __init__(self, *, max_jobs: int, max_workers: int) -> None:
+    def __init__(
+        self, *, max_jobs: int, max_workers: int, patience: Patience, first_number: int = 0
+    ) -> None:
+        self.patience = patience
+        self._first_number = first_number
         self._max_jobs = max_jobs
         self._max_workers = max_workers
         self._jobs: dict[int, Job] = {}
         self._workers: dict[int, Worker] = {}
         self._by_session: dict[int, Worker] = {}
-        self._last_job = 0
-        self._last_worker = 0
+        self._unheard: dict[int, Unheard] = {}
+        self._last_job = first_number
+        self._last_worker = first_number
         self.done_count = 0
         self.failed_count = 0
         self.timings: deque[Timing] = deque(maxlen=TIMINGS_KEPT)
@@ -198,9 +100,11 @@ class Jobs:
 
     @property
     def present(self) -> int:
-        """Number of workers in no crew."""
+        """Number of workers in no crew, but for idle ones that cannot be told of parts."""
         return sum(
-            worker.running is None or worker.running.job.kernel != CREW_KERNEL
+            worker.session.reachable
+            if worker.running is None
+            else worker.running.job.kernel != CREW_KERNEL
             for worker in self._workers.values()
         )
 
@@ -226,10 +130,24 @@ class Jobs:
                 needed=f"fewer than {self._max_workers} workers",
                 had=str(len(self._workers)),
             )
+        self._unheard.pop(session.number, None)
         self._last_worker += 1
         worker = Worker(self._last_worker, session, cpus)
         self._workers[worker.number] = self._by_session[session.number] = worker
         return worker
+
+    def inherit(self, sessions: Iterable[Session], written: Iterable[int]) -> None:
+        """Reckon with the workers of an earlier coordinator.
+
+        Parameters
+        ----------
+        sessions
+            Theirs.
+        written
+            The segments that parts which nobody knows any more may write.
+        """
+        ids = frozenset(written)
+        self._unheard = {session.number: Unheard(session, ids) for session in sessions}
 
     def worker_of(self, session: Session) -> Worker | None:
         """The worker that this session is, if it is one."""
@@ -237,28 +155,55 @@ class Jobs:
 
     def unregister(self, session: Session) -> None:
         """The session ends: if it is a worker, its part waits for another one."""
+        self._unheard.pop(session.number, None)
         worker = self._by_session.pop(session.number, None)
         if worker is None:
             return
         del self._workers[worker.number]
-        if worker.running is not None:
-            part = worker.running.part
-            part.state = PartState.PENDING
-            part.epoch += 1
-            part.losses += 1
+        if worker.running is not None and not worker.running.stale:
+            worker.running.part.losses += 1
+            _take_back(worker.running)
 
-    def poisoned(self) -> list[tuple[Job, Part]]:
-        """Live jobs with a part at which :data:`MAX_LOSSES` workers ended, and that part.
+    def lay_down(self, session: Session) -> None:
+        """If the session is a worker, it is idle: of its part it did not hear, or was not heard."""
+        worker = self._by_session.get(session.number)
+        if worker is None or worker.running is None:
+            return
+        if not worker.running.stale:
+            _take_back(worker.running)
+        worker.running = worker.stopped_ns = None
 
-        Not standing ones: what lasts for days may well lose three workers.
+    def stopped(self, session: Session, now_ns: int) -> None:
+        """The session's process was seen stopped; of interest if it is a busy worker."""
+        worker = self._by_session.get(session.number)
+        if worker is not None and worker.running is not None and worker.stopped_ns is None:
+            worker.stopped_ns = now_ns
+
+    def continued(self, session: Session) -> None:
+        """The session's process runs again."""
+        worker = self._by_session.get(session.number)
+        if worker is not None:
+            worker.stopped_ns = None
+
+    def take_back_stopped(self, now_ns: int) -> None:
+        """Take their parts from workers that have been stopped for too long."""
+        for assignment in self.patience.spent_on(self.workers, now_ns):
+            _take_back(assignment)
+
+    def doomed(self) -> list[tuple[Job, Part]]:
+        """Live jobs with a part that cannot be run again, and that part.
+
+        Because :data:`MAX_LOSSES` workers ended at it, but not of a standing job: what
+        lasts for days may well lose three workers. Or because one did not finish it, and
+        it is to be run once.
         """
         found = []
         for job in self.live:
-            if job.standing:
-                continue
-            part = next((part for part in job.parts if part.losses >= MAX_LOSSES), None)
-            if part is not None:
-                found.append((job, part))
+            for part in job.parts:
+                too_many = part.losses >= MAX_LOSSES and not job.standing
+                if too_many or (job.once and part.epoch > 1):
+                    found.append((job, part))
+                    break
         return found
 
     def describe_workers(self) -> tuple[WorkerInfo, ...]:
@@ -271,7 +216,7 @@ class Jobs:
                 cpus=worker.cpus if told else (),
                 busy=worker.running is not None,
                 parts_done=worker.parts_done,
-                kernel=_cut(worker.running.job.kernel, _KERNEL_BYTES) if worker.running else "",
+                kernel=cut(worker.running.job.kernel, _KERNEL_BYTES) if worker.running else "",
             )
             for worker in self.workers
         )
@@ -343,26 +288,59 @@ class Jobs:
             operands,
             parts,
             request.standing,
+            request.once or _writes_what_it_reads(operands),
         )
         self._jobs[job.number] = job
         return job
 
     def assign(self, now_ns: int) -> list[tuple[Worker, RunPart]]:
         """Give pending parts to idle workers: the oldest job first, one part a worker."""
-        idle = deque(worker for worker in self.workers if worker.running is None)
+        idle = deque(
+            worker for worker in self.workers if worker.running is None and worker.session.reachable
+        )
         if not (idle and self._jobs):
             return []
-        late = self._written_late()
+        stale: list[Assignment | Unheard] = [
+            w.running for w in self.workers if w.running is not None and w.running.stale
+        ]
+        stale += self._unheard.values()
         sent: list[tuple[Worker, RunPart]] = []
         for job in self.live:
-            if late & job.segment_ids():
+            barring = [one for one in stale if bars(one, job)]
+            own = [one.part for one in barring if isinstance(one, Assignment) and one.job is job]
+            if len(own) < len(barring):
                 continue
-            for part in job.parts:
+            for part in job.pending:
                 if not idle:
                     return sent
-                if part.state is PartState.PENDING:
+                if part not in own:
                     sent.append(self._send(idle.popleft(), job, part, now_ns))
         return sent
+
+    def look_for_waiting(self, now_ns: int) -> list[Job]:
+        """See which jobs nobody can take up, after :meth:`assign`.
+
+        Returns
+        -------
+        list of Job
+            Those of them that have waited for too long.
+        """
+        self.patience.look_at(self.live, self.workers, self._unheard.values(), now_ns)
+        return self.patience.over_for(self.live, now_ns)
+
+    def in_the_way(self, job: Job) -> list[Session]:
+        """The workers that a waiting job waits for; none if there are no workers."""
+        return in_the_way(job, self.workers, self._unheard.values())
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that nobody can take up: they fail when patience ends."""
+        return sum(job.waiting_ns is not None for job in self.live)
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When patience ends next; None while nothing is waited for."""
+        return self.patience.wake_ns(self.live, self.workers)
 
     def take_report(self, session: Session, job: int, part: int, epoch: int) -> Assignment | None:
         """A worker reports a part: it is idle again.
@@ -379,8 +357,8 @@ class Jobs:
         assignment = worker.running
         if not assignment.is_named(job, part, epoch):
             return None
-        worker.running = None
-        return assignment if job in self._jobs else None
+        worker.running = worker.stopped_ns = None
+        return None if assignment.stale else assignment
 
     def part_done(self, assignment: Assignment, timing: Timing) -> None:
         """Note the result of a part whose report was taken, under what is known of it here."""
@@ -400,11 +378,13 @@ class Jobs:
     def finish(self, job: Job, *, failed: bool) -> None:
         """The job is over; reports of parts still under way are stale from here on."""
         del self._jobs[job.number]
+        job.over = True
         self.done_count += not failed
         self.failed_count += failed
 
     def _send(self, worker: Worker, job: Job, part: Part, now_ns: int) -> tuple[Worker, RunPart]:
         part.state = PartState.RUNNING
+        job.waiting_ns = None
         worker.running = Assignment(worker, job, part, part.epoch)
         if job.started_ns is None:
             job.started_ns = now_ns
@@ -420,14 +400,6 @@ class Jobs:
         )
         return worker, notice
 
-    def _written_late(self) -> set[int]:
-        """The segments that parts of ended jobs may still write."""
-        late: set[int] = set()
-        for worker in self.workers:
-            if worker.running is not None and worker.running.job.number not in self._jobs:
-                late |= worker.running.job.segment_ids(written=True)
-        return late
-
     # Invariants ---------------------------------------------------------------
 
     def validate(self) -> None:
@@ -436,25 +408,42 @@ class Jobs:
         assert len(self._workers) <= self._max_workers
         assert self._workers.keys() == {worker.number for worker in self._by_session.values()}
         for number, worker in self._workers.items():
-            assert worker.number == number <= self._last_worker
+            assert worker.number == number
+            assert self._first_number < number <= self._last_worker
             assert self._by_session[worker.session.number] is worker
-        at_work = [
-            (worker.running.job.number, worker.running.part.number)
-            for worker in self.workers
-            if worker.running is not None
-        ]
-        assert len(set(at_work)) == len(at_work), "one part at two workers"
-        for worker in self.workers:
-            if worker.running is not None:
-                assert worker.running.part.state is PartState.RUNNING
-                assert worker.running.epoch == worker.running.part.epoch, "epoch moved under work"
+            assert worker.stopped_ns is None or worker.running is not None, "stopped at nothing"
+        assert not self._unheard.keys() & self._by_session.keys(), "heard of"
+        running = [worker.running for worker in self.workers if worker.running is not None]
+        at_work = {one.part for one in running if not one.stale}
+        assert len(at_work) == sum(not one.stale for one in running), "one part at two workers"
+        for one in running:
+            assert one.epoch <= one.part.epoch, "an epoch fell"
+            assert one.part in one.job.parts
+            barred = one.job.over or (one.stale and one.written)
+            assert not (barred and one.part in at_work), "a part runs while it may be written"
         for number, job in self._jobs.items():
-            assert job.number == number <= self._last_job
-            assert job.parts and not job.done, "a finished job was kept"
+            assert job.number == number
+            assert self._first_number < number <= self._last_job
+            assert job.parts and not job.done and not job.over, "a finished job was kept"
+            assert job.waiting_ns is None or not (job.running or job.standing)
             for part in job.parts:
-                assert (part.state is PartState.RUNNING) == ((number, part.number) in at_work)
+                assert (part.state is PartState.RUNNING) == (part in at_work)
                 assert (part.state is PartState.DONE) == (part.timing is not None)
-                assert part.epoch >= 1
+                assert part.epoch > part.losses >= 0
+
+
+def _take_back(assignment: Assignment) -> None:
+    assignment.part.state = PartState.PENDING
+    assignment.part.epoch += 1
+
+
+def _writes_what_it_reads(operands: tuple[PartOperand, ...]) -> bool:
+    """Whether a segment is written in one role and used in another.
+
+    A part that was half done would then find what it wrote in place of what it was to read.
+    """
+    ids = [operand.segment.segment_id for operand in operands]
+    return any(op.writable and ids.count(op.segment.segment_id) > 1 for op in operands)
 
 
 def no_workers() -> NoWorkersError:

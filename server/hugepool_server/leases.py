@@ -1,41 +1,89 @@
 """Who is connected, and which segments each of them was promised.
 
-A session is one routing id bound to one process. It holds two sorts of lease:
-those that its client asked for, each with a number to give back, and those that
-a worker was granted together with its parts, one a segment, which end when the
-segment is dropped or the worker goes.
+A session is one process, known by the lock that it holds on its token, and the
+routing id that it is heard from. It holds two sorts of lease: those that its client
+asked for, each with a number to give back, and those that a worker was granted
+together with its parts, one a segment, which end when the segment is dropped or the
+worker goes.
+
+::
+
+    OPENING ──> UNBOUND ──> BOUND <── DORMANT
+
+OPENING   its token is being made
+UNBOUND   its client was told of the token and is to lock it
+BOUND     the lock was seen; only now may it hold anything
+DORMANT   an earlier coordinator's: its process lives, and has not been heard of
+
+A session *resumes* from the Hello in which its client says that it had one before
+until it has told the last lease that it holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 
-from hugepool_common.errors import NotEnoughMemoryError, NotPermittedError
-from hugepool_server.events import Identity
+from hugepool_common.errors import ArrayBusyError, NotEnoughMemoryError, NotPermittedError
+from hugepool_common.messages import Bind, Hello
+from hugepool_server.records import Identity, SessionRecord
 
 _TEXT_LIMIT = 200
+
+Rows = tuple[int, int]
+
+
+class SessionState(Enum):
+    """How far a session is."""
+
+    OPENING = "opening"
+    UNBOUND = "unbound"
+    BOUND = "bound"
+    DORMANT = "dormant"
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A Hello or Bind that is answered when the session's token was made or looked at."""
+
+    peer: bytes
+    correlation: int
+    request: Hello | Bind
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client's connection.
+    """One client, from its Hello to the end of its process.
 
     Parameters
     ----------
     number
-        Unique in its coordinator, from 1.
+        Never given twice, not by a later coordinator either.
     peer
-        Routing id that replies go to.
+        Routing id that replies go to; empty while dormant.
     identity
         Who is behind it, by the kernel's word; fixed for the session's life.
     client
         What the client calls itself; shown, never trusted.
+    state
+        How far it is.
     reachable
         False after a send failed, until the peer is heard of again: nothing is
         sent to it, and what it holds stays.
+    token, token_path
+        Name of the file whose lock says that the process lives, and where it is; each
+        empty as long as it is not known.
+    resuming
+        Whether the client may still tell leases that it holds.
+    renewed
+        Whether it has come by another connection and not registered as a worker since.
+    waiting
+        What is answered when the token was made or looked at.
     leases
         By lease number: what the client asked for.
+    unconfirmed
+        Numbers of those leases that a client which resumes has not told yet.
     held
         By segment id: what its worker was granted with parts.
     knows_workers
@@ -46,8 +94,15 @@ class Session:
     peer: bytes
     identity: Identity
     client: str
+    state: SessionState = SessionState.OPENING
     reachable: bool = True
+    token: str = ""
+    token_path: str = ""
+    resuming: bool = False
+    renewed: bool = False
+    waiting: list[Greeting] = field(default_factory=list)
     leases: dict[int, Lease] = field(default_factory=dict)
+    unconfirmed: set[int] = field(default_factory=set)
     held: dict[int, Lease] = field(default_factory=dict)
     knows_workers: bool = False
 
@@ -66,6 +121,8 @@ class Lease:
     session: Session
     segment_id: int
     readonly: bool
+    rows: Rows | None = None
+    """What its writer declared its own; no other session may declare any of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +143,23 @@ class Leases:
     max_leases
         Most leases that one session may ask for; its worker's do not count,
         since there is at most one of them an array.
+    first_number
+        Sessions and leases are numbered from the next one.
     """
 
-    def __init__(self, *, max_sessions: int, max_leases: int) -> None:
+    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int = 0) -> None:
         self._max_sessions = max_sessions
         self._max_leases = max_leases
+        self._first_number = first_number
         self._sessions: dict[int, Session] = {}
         self._by_peer: dict[bytes, Session] = {}
+        self._by_token: dict[str, Session] = {}
+        self._resuming: dict[int, Session] = {}
         self._by_segment: dict[int, dict[int, Lease]] = {}
-        self._last_session = 0
-        self._last_lease = 0
+        self._by_number: dict[int, Lease] = {}
+        self._inherited_count = 0
+        self._last_session = first_number
+        self._last_lease = first_number
 
     def __repr__(self) -> str:
         return f"<Leases: {len(self._sessions)} sessions, {self.count} leases>"
@@ -104,8 +168,13 @@ class Leases:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """All open sessions, oldest first."""
+        """All sessions, dormant ones first, then oldest first."""
         return tuple(self._sessions.values())
+
+    @property
+    def resuming(self) -> tuple[Session, ...]:
+        """The sessions that may still tell of leases unknown here."""
+        return tuple(self._resuming.values())
 
     def open(self, peer: bytes, identity: Identity, client: str) -> Session:
         """Begin a session.
@@ -128,21 +197,84 @@ class Leases:
         self._by_peer[peer] = session
         return session
 
+    def recover(self, records: Iterable[SessionRecord]) -> list[Session]:
+        """Take in the sessions of an earlier coordinator, each with a number and token of its own.
+
+        There may be more of them than `max_sessions`: they were promised to live.
+        """
+        for record in records:
+            session = Session(
+                record.session,
+                b"",
+                record.identity,
+                record.client[:_TEXT_LIMIT],
+                SessionState.DORMANT,
+                reachable=False,
+                token=record.token,
+            )
+            self._sessions[session.number] = session
+            self._by_token[session.token] = session
+            self.resume(session)
+        self._inherited_count = len(self._sessions)
+        return list(self._sessions.values())
+
     def of_peer(self, peer: bytes) -> Session | None:
-        """The session that this routing id opened, if it is still open."""
+        """The session that is heard from this routing id, if it is still open."""
         return self._by_peer.get(peer)
+
+    def of_token(self, token: str) -> Session | None:
+        """The session of this token, if it is still open."""
+        return self._by_token.get(token)
 
     def of_number(self, number: int) -> Session | None:
         """The session of this number, if it is still open."""
         return self._sessions.get(number)
+
+    def told_token(self, session: Session, path: str) -> None:
+        """The token is there: the client is to lock it."""
+        session.state = SessionState.UNBOUND
+        session.token, session.token_path = path.rpartition("/")[2], path
+        self._by_token[session.token] = session
+
+    def bind(self, session: Session) -> None:
+        """The lock was seen."""
+        session.state = SessionState.BOUND
+
+    def take_up(self, session: Session, peer: bytes) -> None:
+        """The lock was seen, and the client is heard from another routing id now.
+
+        It is to tell what it holds: what it does not tell, it never heard that it has.
+        """
+        self._by_peer.pop(session.peer, None)
+        session.peer, session.reachable, session.renewed = peer, True, True
+        self._by_peer[peer] = session
+        session.unconfirmed = set(session.leases)
+        self.resume(session)
+        self.bind(session)
+
+    def resume(self, session: Session) -> None:
+        """The client may tell what it holds."""
+        session.resuming = True
+        self._resuming[session.number] = session
+
+    def end_resuming(self, session: Session) -> None:
+        """The client told all that it holds: what it did not tell goes."""
+        session.resuming = False
+        del self._resuming[session.number]
+        for number in session.unconfirmed:
+            self._forget(session.leases.pop(number))
+        session.unconfirmed.clear()
 
     def close(self, session: Session) -> None:
         """End a session and every lease that it has."""
         for lease in [*session.leases.values(), *session.held.values()]:
             self._forget(lease)
         session.leases.clear()
+        session.unconfirmed.clear()
         session.held.clear()
-        del self._by_peer[session.peer]
+        self._by_peer.pop(session.peer, None)
+        self._by_token.pop(session.token, None)
+        self._resuming.pop(session.number, None)
         del self._sessions[session.number]
 
     # Leases -------------------------------------------------------------------
@@ -176,17 +308,86 @@ class Leases:
                 remedy="detach arrays that are not in use",
             )
 
-    def grant(self, session: Session, segment_id: int, *, readonly: bool) -> Lease:
+    def check_rows(self, session: Session, segment_id: int, rows: Rows) -> None:
+        """Refuse rows that another session declared its own.
+
+        Raises
+        ------
+        ArrayBusyError
+            It did.
+        """
+        for lease in self.on(segment_id):
+            if lease.rows is None or lease.session is session:
+                continue
+            if lease.rows[0] < rows[1] and rows[0] < lease.rows[1]:
+                raise ArrayBusyError(
+                    "another writer declared some of these rows its own",
+                    needed=f"rows {rows[0]} to {rows[1]}",
+                    had=f"rows {lease.rows[0]} to {lease.rows[1]} "
+                    f"of pid {lease.session.identity.pid}",
+                    remedy="declare ranges that are disjoint",
+                )
+
+    def grant(
+        self, session: Session, segment_id: int, *, readonly: bool, rows: Rows | None = None
+    ) -> Lease:
         """Promise a segment to a client; see :meth:`check_room`."""
-        lease = self._new(session, segment_id, readonly)
+        self._last_lease += 1
+        lease = self._new(self._last_lease, session, segment_id, readonly)
+        lease.rows = rows
         session.leases[lease.number] = lease
+        return lease
+
+    def check_again(self, session: Session, number: int, segment_id: int) -> Lease | None:
+        """Refuse a number under which a client cannot have had this segment.
+
+        Returns
+        -------
+        Lease or None
+            The lease of this number, where the session still has it.
+
+        Raises
+        ------
+        NotPermittedError
+            The number was never given, or something else has it.
+        """
+        lease = self._by_number.get(number)
+        if lease is None and 0 < number <= self._last_lease:
+            return None
+        if lease is None or session.leases.get(number) is not lease:
+            raise NotPermittedError("the lease is not this session's", had=f"lease {number}")
+        if lease.segment_id != segment_id:
+            raise NotPermittedError(
+                "the lease is on another segment",
+                needed=f"segment {lease.segment_id}",
+                had=f"segment {segment_id}",
+            )
+        return lease
+
+    def grant_again(
+        self,
+        session: Session,
+        number: int,
+        segment_id: int,
+        *,
+        readonly: bool,
+        rows: Rows | None = None,
+    ) -> Lease:
+        """Promise a segment under a number of before; see :meth:`check_again`."""
+        session.unconfirmed.discard(number)
+        lease = session.leases.get(number)
+        if lease is None:
+            lease = self._new(number, session, segment_id, readonly)
+            lease.rows = rows
+            session.leases[number] = lease
         return lease
 
     def hold(self, session: Session, segment_id: int, *, readonly: bool) -> None:
         """Promise a segment to a worker, once; a later writable use widens the lease."""
         lease = session.held.get(segment_id)
         if lease is None:
-            session.held[segment_id] = self._new(session, segment_id, readonly)
+            self._last_lease += 1
+            session.held[segment_id] = self._new(self._last_lease, session, segment_id, readonly)
         elif not readonly:
             lease.readonly = False
 
@@ -203,10 +404,9 @@ class Leases:
         """
         lease = session.leases.pop(number, None)
         if lease is not None:
+            session.unconfirmed.discard(number)
             self._forget(lease)
-        elif not 0 < number <= self._last_lease or any(
-            number in leases for leases in self._by_segment.values()
-        ):
+        elif not 0 < number <= self._last_lease or number in self._by_number:
             raise NotPermittedError("the lease is not this session's", had=f"lease {number}")
 
     def void(self, segment_id: int) -> list[Session]:
@@ -218,6 +418,7 @@ class Leases:
                 del lease.session.held[segment_id]
             else:
                 del lease.session.leases[lease.number]
+                lease.session.unconfirmed.discard(lease.number)
             self._forget(lease)
         return workers
 
@@ -230,13 +431,13 @@ class Leases:
         """All leases on a segment, oldest first."""
         return tuple(self._by_segment.get(segment_id, {}).values())
 
+    def asked(self, segment_id: int) -> list[Lease]:
+        """The leases on a segment that clients asked for."""
+        return [lease for lease in self.on(segment_id) if lease.number in lease.session.leases]
+
     def writers(self, segment_id: int) -> list[Lease]:
         """The writable leases on a segment that clients asked for."""
-        return [
-            lease
-            for lease in self.on(segment_id)
-            if not lease.readonly and lease.number in lease.session.leases
-        ]
+        return [lease for lease in self.asked(segment_id) if not lease.readonly]
 
     def worker_writers(self, segment_id: int) -> list[Lease]:
         """The writable leases on a segment that workers hold."""
@@ -249,15 +450,15 @@ class Leases:
     def make_readonly(self, segment_id: int) -> None:
         """Turn every lease on a segment read-only: it was sealed."""
         for lease in self.on(segment_id):
-            lease.readonly = True
+            lease.readonly, lease.rows = True, None
 
-    def _new(self, session: Session, segment_id: int, readonly: bool) -> Lease:
-        self._last_lease += 1
-        lease = Lease(self._last_lease, session, segment_id, readonly)
-        self._by_segment.setdefault(segment_id, {})[lease.number] = lease
+    def _new(self, number: int, session: Session, segment_id: int, readonly: bool) -> Lease:
+        lease = Lease(number, session, segment_id, readonly)
+        self._by_segment.setdefault(segment_id, {})[number] = self._by_number[number] = lease
         return lease
 
     def _forget(self, lease: Lease) -> None:
+        del self._by_number[lease.number]
         leases = self._by_segment[lease.segment_id]
         del leases[lease.number]
         if not leases:
@@ -271,15 +472,10 @@ class Leases:
         Parameters
         ----------
         segment_ids
-            Of all arrays that are published.
+            Of all arrays that are kept.
         """
-        assert len(self._sessions) <= self._max_sessions
-        assert [s.number for s in self._by_peer.values()] == list(self._sessions)
+        self._validate_sessions()
         assert self._by_segment.keys() <= set(segment_ids), "lease on a segment that is gone"
-        for number, session in self._sessions.items():
-            assert session.number == number <= self._last_session
-            assert self._by_peer[session.peer] is session
-            assert len(session.leases) <= self._max_leases
         granted = [
             lease
             for session in self._sessions.values()
@@ -289,5 +485,35 @@ class Leases:
         assert all(self._sessions.get(lease.session.number) is lease.session for lease in indexed)
         assert len({lease.number for lease in granted}) == len(granted), "lease number used twice"
         assert {id(lease) for lease in granted} == {id(lease) for lease in indexed}
+        assert self._by_number == {lease.number: lease for lease in granted}
         assert all(self._by_segment.values()), "empty entry kept"
         assert all(0 < lease.number <= self._last_lease for lease in granted)
+        for segment_id in self._by_segment:
+            self._validate_rows(segment_id)
+
+    def _validate_sessions(self) -> None:
+        assert len(self._sessions) <= max(self._max_sessions, self._inherited_count)
+        heard = [one for one in self._sessions.values() if one.state is not SessionState.DORMANT]
+        assert self._by_peer == {session.peer: session for session in heard}
+        assert len(self._by_peer) == len(heard), "two sessions of one peer"
+        assert self._resuming == {n: one for n, one in self._sessions.items() if one.resuming}
+        known = [session for session in self._sessions.values() if session.token]
+        assert self._by_token == {session.token: session for session in known}
+        assert len(self._by_token) == len(known), "two sessions of one token"
+        for number, session in self._sessions.items():
+            assert session.number == number <= self._last_session
+            assert (session.state is SessionState.OPENING) == (not session.token)
+            assert session.state is SessionState.BOUND or not (session.leases or session.held)
+            assert len(session.leases) <= self._max_leases
+            assert session.unconfirmed <= session.leases.keys()
+            assert session.resuming or not session.unconfirmed
+            if session.state is SessionState.DORMANT:
+                assert session.resuming and not session.reachable and not session.peer
+                assert number <= self._first_number, "only what was recovered sleeps"
+
+    def _validate_rows(self, segment_id: int) -> None:
+        declared = [lease for lease in self.on(segment_id) if lease.rows is not None]
+        assert not any(lease.readonly for lease in declared), "a reader declared rows"
+        for lease in declared:
+            assert lease.rows is not None
+            self.check_rows(lease.session, segment_id, lease.rows)

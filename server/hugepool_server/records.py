@@ -16,12 +16,33 @@ Numbers of sessions, leases, segments and jobs begin anew with every coordinator
 
 from __future__ import annotations
 
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import msgspec
 
-from hugepool_common.spec import ArraySpec, PageReport, Segment
+from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.spec import MAX_EXTENT, ArraySpec, PageReport, Segment
 
 EPOCH_SHIFT = 32
 """Numbers of one epoch: the lower 32 bits."""
+
+FORMAT = 1
+"""Raised when a reader of the format before could not read what is written now."""
+
+MAX_RECORD_BYTES = 1 << 20
+"""Longer ones are neither written nor read."""
+
+_NUMBERS = range(1 << 63)
+_UNSIGNED = range(1 << 64)
+_IDS = range(1 << 32)
+_EPOCHS = range(1, 1 << (63 - EPOCH_SHIFT))
+_HEADER = re.compile(rb"hugepool-([a-z]+) ([0-9]+) ([0-9a-f]{8})\n")
+_BOOT = re.compile(r"[0-9A-Za-z-]{1,64}")
+_STORE = re.compile(r"[0-9a-f]{16}")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,3 +135,157 @@ class CoordinatorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     store: str
     directories: tuple[str, ...]
     boot_id: str
+
+
+class DamagedRecordError(HugepoolError, ValueError):
+    """A record that is not as it was written, or that says what cannot be."""
+
+
+Record = TypeVar("Record", ArrayRecord, SessionRecord, CoordinatorRecord)
+
+_KINDS: dict[type[Any], str] = {
+    ArrayRecord: "array",
+    SessionRecord: "session",
+    CoordinatorRecord: "coordinator",
+}
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of a record's file.
+
+    Raises
+    ------
+    InvalidSpecError
+        Nobody could read it again: it says what cannot be, or is too long.
+    """
+    wrong = _CHECKS[type(record)](record)
+    if wrong:
+        raise InvalidSpecError(f"a record cannot be written: {wrong}")
+    try:
+        body = msgspec.json.encode(record)
+    except UnicodeEncodeError as error:  # a path whose bytes are no UTF-8
+        raise InvalidSpecError(f"a record cannot be written: {error}") from None
+    data = b"hugepool-%b %d %08x\n%b\n" % (
+        _KINDS[type(record)].encode(),
+        FORMAT,
+        zlib.crc32(body),
+        body,
+    )
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidSpecError(
+            "a record cannot be written: it is too long",
+            needed=f"at most {MAX_RECORD_BYTES} bytes",
+            had=str(len(data)),
+        )
+    return data
+
+
+def decode(kind: type[Record], data: bytes) -> Record:
+    """The record in the bytes of a file.
+
+    Raises
+    ------
+    DamagedRecordError
+        It is cut short, changed, of another kind or of an unknown format, or says
+        what cannot be.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise DamagedRecordError("the record is too long", had=f"{len(data)} bytes")
+    header = _HEADER.match(data)
+    if header is None:
+        raise DamagedRecordError("this is no record", had=repr(data[:40]))
+    found, number, checksum = header[1].decode(), header[2].decode(), int(header[3], 16)
+    if found != _KINDS[kind]:
+        raise DamagedRecordError("the record is another", needed=_KINDS[kind], had=found)
+    if number != str(FORMAT):
+        raise DamagedRecordError(
+            "the record has an unknown format", needed=str(FORMAT), had=number[:20]
+        )
+    body = data[header.end() : -1]
+    if not data.endswith(b"\n") or zlib.crc32(body) != checksum:
+        raise DamagedRecordError("the checksum of the record does not match")
+    try:
+        record = msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DamagedRecordError(f"the record cannot be read: {str(error)[:300]}") from None
+    wrong = _CHECKS[kind](record)
+    if wrong:
+        raise DamagedRecordError(f"the record cannot be true: {wrong}")
+    # A key given twice, or spaces: readable, and not written by encode().
+    if msgspec.json.encode(record) != body:
+        raise DamagedRecordError("the record is not as it would be written")
+    return record
+
+
+# What is wrong with a record of each kind; empty if nothing is ------------------
+
+
+def _wrong_array(record: ArrayRecord) -> str:
+    segment = record.segment
+    try:
+        nbytes = record.spec.checked().nbytes
+    except InvalidSpecError as error:
+        return str(error)
+    page = segment.page_size
+    return _first(
+        (segment.segment_id in _NUMBERS and segment.segment_id > 0, "its segment's number"),
+        (_is_path(segment.path), "its path"),
+        (segment.device in _UNSIGNED and segment.inode in _UNSIGNED, "its device or inode"),
+        (segment.owner_uid in _UNSIGNED, "its owner's uid"),
+        (page >= 4096 and page & (page - 1) == 0 and page <= MAX_EXTENT, "its page size"),
+        (
+            0 < segment.length <= MAX_EXTENT
+            and segment.length >= nbytes
+            and segment.length % max(page, 1) == 0,
+            "its length",
+        ),
+        (
+            min(record.pages.length, record.pages.huge_bytes, record.pages.present_bytes) >= 0,
+            "its pages",
+        ),
+        (_is_identity(record.creator), "its creator"),
+        (record.owner == "" or _TOKEN.fullmatch(record.owner), "its owner"),
+        (record.created_ns in _NUMBERS, "when it was made"),
+        (record.generation in _NUMBERS and record.generation > 0, "its generation"),
+        (record.sealed or not record.checksum, "a checksum of what is not sealed"),
+        (_BOOT.fullmatch(record.boot_id), "its boot id"),
+        (record.epoch in _EPOCHS, "its epoch"),
+    )
+
+
+def _wrong_session(record: SessionRecord) -> str:
+    return _first(
+        (record.session in _NUMBERS and record.session > 0, "its number"),
+        (_TOKEN.fullmatch(record.token), "its token"),
+        (_is_identity(record.identity), "its process"),
+        (record.start_ticks in _NUMBERS, "when its process started"),
+        (_BOOT.fullmatch(record.boot_id), "its boot id"),
+    )
+
+
+def _wrong_coordinator(record: CoordinatorRecord) -> str:
+    return _first(
+        (record.epoch in _EPOCHS, "its epoch"),
+        (_STORE.fullmatch(record.store), "its store"),
+        (all(map(_is_path, record.directories)), "a directory"),
+        (_BOOT.fullmatch(record.boot_id), "its boot id"),
+    )
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text
+
+
+def _is_identity(identity: Identity) -> bool:
+    return all(number in _IDS for number in (identity.uid, identity.gid, identity.pid))
+
+
+def _first(*checks: tuple[object, str]) -> str:
+    return next((what for holds, what in checks if not holds), "")
+
+
+_CHECKS: dict[type[Any], Callable[[Any], str]] = {
+    ArrayRecord: _wrong_array,
+    SessionRecord: _wrong_session,
+    CoordinatorRecord: _wrong_coordinator,
+}

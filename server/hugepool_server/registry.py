@@ -1,68 +1,36 @@
-"""The named objects, from the first request to the last trace of their segment.
+"""The named objects and the slow acts on them.
 
-::
+Making, sealing and publishing are *slow acts*: each has a token from its effect
+until its event. A MakeSegment that nobody waits for any more stays among the acts,
+without a name, until it has answered: only then is it known what there is to remove.
 
-    MAKING ──> READY <──> SEALING ──> SEALED
-       │         │                      │
-       └─────────┴───────> GONE <───────┘
+A name resolves to its newest generation. Those before it that somebody still holds
+are *superseded*: they have no name, are found by their segment alone, and are removed
+before the newest one is, lest a manifest that was left behind win the name back.
 
-MAKING    the name is taken, a MakeSegment is under way, nobody can attach
-READY     published; its creator, and whoever may, maps it writable
-SEALING   a SealSegment is under way; nobody new may map it writable
-SEALED    immutable
-GONE      the name is free; whoever maps it keeps the pages
-
-Making and sealing are *slow acts*: each has a token from its effect until its
-event. A MakeSegment that nobody waits for any more stays among the acts, without
-a name, until it has answered: only then is it known what there is to remove.
+What is made or being made is charged to its creator's user until it is gone.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
-
-import msgspec
 
 from hugepool_common.errors import (
     ArrayBusyError,
     ArrayExistsError,
+    ArrayLostError,
     ArrayNotFoundError,
     NotEnoughMemoryError,
+    QuotaExceededError,
     SegmentChangedError,
 )
-from hugepool_common.messages import ArrayInfo
-from hugepool_common.spec import ArraySpec, PageReport, Segment
+from hugepool_common.spec import ArraySpec
 from hugepool_common.units import format_bytes
-from hugepool_server.events import Identity
 from hugepool_server.leases import Asker, Session
-
-_STORY_LENGTH = 16
-
-
-class ArrayState(Enum):
-    """How far a named object is."""
-
-    MAKING = "making"
-    READY = "ready"
-    SEALING = "sealing"
-    SEALED = "sealed"
-    GONE = "gone"
-
-
-ALLOWED: dict[ArrayState, frozenset[ArrayState]] = {
-    ArrayState.MAKING: frozenset({ArrayState.READY, ArrayState.GONE}),
-    ArrayState.READY: frozenset({ArrayState.SEALING, ArrayState.GONE}),
-    ArrayState.SEALING: frozenset({ArrayState.READY, ArrayState.SEALED}),
-    ArrayState.SEALED: frozenset({ArrayState.GONE}),
-    ArrayState.GONE: frozenset(),
-}
-"""The states that may follow a state."""
-
-
-class ForbiddenTransitionError(RuntimeError):
-    """A fault of the coordinator itself: a named object would change state against the table."""
+from hugepool_server.named_object import ArrayState, NamedObject
 
 
 class ActKind(Enum):
@@ -70,114 +38,36 @@ class ActKind(Enum):
 
     MAKE = "make"
     SEAL = "seal"
+    PUBLISH = "publish"
 
 
-@dataclass(slots=True, eq=False)
-class NamedObject:
-    """An array or matrix with a name.
-
-    Parameters
-    ----------
-    spec
-        Its description, checked.
-    segment_id
-        Unique in its coordinator, from 1; known before the segment is.
-    creator
-        Who asked for it; decides who may write, seal and destroy.
-    owner
-        The session that asked for it, until that ends.
-    """
-
-    spec: ArraySpec
-    segment_id: int
-    creator: Identity
-    owner: Session | None
-    state: ArrayState = ArrayState.MAKING
-    created_ns: int = 0
-    story: deque[ArrayState] = field(
-        default_factory=lambda: deque([ArrayState.MAKING], _STORY_LENGTH)
-    )
-    _segment: Segment | None = None
-    _pages: PageReport | None = None
-
-    def __repr__(self) -> str:
-        return f"<NamedObject {self.spec.name} #{self.segment_id} {self.state.value}>"
-
-    @property
-    def name(self) -> str:
-        """The name that it has, or had."""
-        return self.spec.name
-
-    @property
-    def segment(self) -> Segment:
-        """Where it lies; only once it was made."""
-        assert self._segment is not None, self
-        return self._segment
-
-    @property
-    def pages(self) -> PageReport:
-        """Its maker's proof; only once it was made."""
-        assert self._pages is not None, self
-        return self._pages
-
-    @property
-    def sealed(self) -> bool:
-        """Whether it is immutable."""
-        return self.state is ArrayState.SEALED
-
-    def move(self, state: ArrayState) -> None:
-        """Change the state.
-
-        Raises
-        ------
-        ForbiddenTransitionError
-            The table does not allow it; the message tells the states before.
-        """
-        if state not in ALLOWED[self.state]:
-            story = " > ".join(past.value for past in self.story)
-            raise ForbiddenTransitionError(f"{self!r} cannot become {state.value} after {story}")
-        self.state = state
-        self.story.append(state)
-
-    def info(self, readers: int, *, reasons: bool = True) -> ArrayInfo:
-        """What a client may know of it.
-
-        Parameters
-        ----------
-        readers
-            Leases held on it.
-        reasons
-            Whether to tell the rungs that were passed over: a page of a list has no room for them.
-        """
-        pages = self.pages if reasons else msgspec.structs.replace(self.pages, reasons=())
-        return ArrayInfo(
-            spec=self.spec,
-            segment=self.segment,
-            pages=pages,
-            sealed=self.sealed,
-            creator_pid=self.creator.pid,
-            creator_uid=self.creator.uid,
-            created_ns=self.created_ns,
-            readers=readers,
-        )
+_AWAITED = {
+    ArrayState.MAKING: ActKind.MAKE,
+    ArrayState.SEALING: ActKind.SEAL,
+    ArrayState.PUBLISHING: ActKind.PUBLISH,
+}
+"""The act that is under way on an object in such a state."""
 
 
 @dataclass(slots=True, eq=False)
 class Act:
-    """A MakeSegment or SealSegment under way.
+    """A MakeSegment, SealSegment or PublishGeneration under way.
 
     Parameters
     ----------
     token
         Ties its end to its beginning.
     kind
-        Which of the two.
+        Which of the three.
     subject
-        What is made or sealed.
+        What is made, sealed or published.
     asker
-        Where the reply goes; None once the request was answered otherwise.
+        Where the reply goes; None once the request was answered otherwise, or its asker
+        is at a new connection and has not asked again.
     abandoned
         Nobody wants the segment any more: whatever comes is removed.
+    target, generation
+        Of a publication: the name to be, and which generation of it.
     """
 
     token: int
@@ -185,6 +75,8 @@ class Act:
     subject: NamedObject
     asker: Asker | None
     abandoned: bool = False
+    target: str = ""
+    generation: int = 0
 
 
 class Registry:
@@ -193,21 +85,41 @@ class Registry:
     Parameters
     ----------
     max_arrays
-        Most named objects, counting abandoned acts whose pages may still be there.
+        Most named objects, counting superseded ones, and abandoned acts whose pages may
+        still be there.
     max_pending_bytes
         Most payload bytes being made at once.
+    max_bytes, max_bytes_per_user
+        Most payload bytes of all objects, and of those that one user created; 0 for any.
+    first_number
+        Segments are numbered from the next one; what has this number or a lower one was
+        inherited from an earlier coordinator.
     """
 
-    def __init__(self, *, max_arrays: int, max_pending_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_arrays: int,
+        max_pending_bytes: int,
+        max_bytes: int = 0,
+        max_bytes_per_user: int = 0,
+        first_number: int = 0,
+    ) -> None:
         self._max_arrays = max_arrays
         self._max_pending_bytes = max_pending_bytes
+        self._max_bytes = max_bytes
+        self._max_bytes_per_user = max_bytes_per_user
+        self._first_number = first_number
         self._objects: dict[str, NamedObject] = {}
+        self._superseded: dict[int, NamedObject] = {}
         self._by_segment: dict[int, NamedObject] = {}
         # The few that have to be looked at after every event, by segment id.
         self._disowned: dict[int, NamedObject] = {}
         self._derived: dict[int, NamedObject] = {}
         self._acts: dict[int, Act] = {}
-        self._last_segment = 0
+        self._charged: Counter[int] = Counter()  # payload bytes by uid
+        self._inherited: tuple[int, Counter[int]] = 0, Counter()
+        self._last_segment = first_number
         self._last_token = 0
 
     def __repr__(self) -> str:
@@ -222,13 +134,27 @@ class Registry:
 
     @property
     def published(self) -> list[NamedObject]:
-        """All objects that can be attached, in no order."""
+        """All objects whose name resolves, lost ones among them, in no order."""
         return [found for found in self._objects.values() if found.state is not ArrayState.MAKING]
 
     @property
+    def superseded(self) -> list[NamedObject]:
+        """All objects that are kept without a name."""
+        return list(self._superseded.values())
+
+    @property
+    def kept(self) -> list[NamedObject]:
+        """All objects with a segment, named or not, in no order."""
+        return [found for found in (*self.published, *self.superseded) if not found.lost]
+
+    @property
     def orphans(self) -> list[NamedObject]:
-        """Writable objects whose owner is gone."""
-        return [found for found in self._disowned.values() if found.state is ArrayState.READY]
+        """Objects that were never sealed and whose owner is gone."""
+        return [
+            found
+            for found in self._disowned.values()
+            if not found.sealed and found.state in (ArrayState.READY, ArrayState.LOST)
+        ]
 
     @property
     def bereft(self) -> list[NamedObject]:
@@ -236,30 +162,62 @@ class Registry:
         return [
             found
             for found in self._derived.values()
-            if found.spec.made_of not in self._by_segment
-            and found.state in (ArrayState.READY, ArrayState.SEALED)
+            if found.spec.made_of not in self._by_segment and found.state not in _AWAITED
         ]
 
-    def find(self, name: str, segment_id: int = 0) -> NamedObject:
-        """The published object of this name.
+    def charged(self, uid: int | None = None) -> int:
+        """Payload bytes made or being made: of all, or of what one user created."""
+        return self._charged.total() if uid is None else self._charged[uid]
+
+    def is_inherited(self, found: NamedObject) -> bool:
+        """Whether an earlier coordinator made it."""
+        return found.segment_id <= self._first_number
+
+    def older(self, found: NamedObject) -> list[NamedObject]:
+        """The superseded generations of the name that this object has."""
+        return [old for old in self._superseded.values() if old.name == found.name]
+
+    def newest(self, found: NamedObject) -> NamedObject:
+        """The generation that has the name of a superseded one, or the object itself."""
+        return self._objects[found.name]
+
+    def named(self, name: str) -> NamedObject | None:
+        """Whatever has this name, made or being made."""
+        return self._objects.get(name)
+
+    def of_segment(self, segment_id: int) -> NamedObject | None:
+        """The object with this segment, named or superseded, unless it is being made or lost."""
+        found = self._by_segment.get(segment_id)
+        if found is None or found.state in (ArrayState.MAKING, ArrayState.LOST):
+            return None
+        return found
+
+    def find(self, name: str, segment_id: int = 0, *, lost: bool = False) -> NamedObject:
+        """The object of this name, or of this handle.
 
         Parameters
         ----------
         name
             Of the object.
         segment_id
-            The segment that the asker knows under this name; 0 for whatever it is now.
+            Of the handle that the asker has; 0 for whatever has the name now. A handle
+            stands for its segment: it goes on to mean it under another name, and when
+            it was superseded, for as long as anybody keeps it.
+        lost
+            Whether one that is lost will do.
 
         Raises
         ------
         ArrayNotFoundError
-            No object has it.
+            No object has the name.
         ArrayBusyError
             The object is being made.
         SegmentChangedError
-            Another object has the name now.
+            The handle's segment is gone, and another object has the name now.
+        ArrayLostError
+            Its memory is gone.
         """
-        found = self._objects.get(name)
+        found = self._by_segment.get(segment_id) or self._objects.get(name)
         if found is None:
             raise ArrayNotFoundError(
                 "no array has this name", where=name[:200], remedy="see pool.list()"
@@ -267,7 +225,7 @@ class Registry:
         if found.state is ArrayState.MAKING:
             raise ArrayBusyError(
                 "the array is still being made",
-                where=name,
+                where=found.name,
                 had=f"creation by pid {found.creator.pid}",
                 remedy="try again when its creator has it",
             )
@@ -277,6 +235,12 @@ class Registry:
                 where=name,
                 remedy=f"attach {name!r} anew",
             )
+        if found.lost and not lost:
+            raise ArrayLostError(
+                "the memory of the array is gone",
+                where=found.segment.path,
+                remedy=f"destroy {found.name!r} and make it again",
+            )
         return found
 
     def page(self, after: str, count: int) -> tuple[list[NamedObject], bool]:
@@ -284,11 +248,39 @@ class Registry:
         names = sorted(found.name for found in self.published if found.name > after)
         return [self._objects[name] for name in names[:count]], len(names) > count
 
+    def act_on(self, found: NamedObject) -> Act:
+        """The slow act under way on an object."""
+        return next(act for act in self.acts if act.subject is found)
+
+    def publication_to(self, name: str) -> Act | None:
+        """The publication under way that will give this name away."""
+        return next((act for act in self.acts if act.target == name), None)
+
     def acts_of(self, session: Session) -> list[Act]:
-        """The slow acts that this session waits for."""
-        return [act for act in self.acts if act.asker is not None and act.asker.session is session]
+        """The slow acts that this session waits for, or began and may ask for again."""
+        return [
+            act
+            for act in self.acts
+            if (act.asker is not None and act.asker.session is session)
+            or (act.kind is ActKind.MAKE and not act.abandoned and act.subject.owner is session)
+        ]
 
     # Changing -----------------------------------------------------------------
+
+    def recover(self, objects: Iterable[NamedObject]) -> None:
+        """Take in what an earlier coordinator made: sound, and each in its lasting state."""
+        for found in objects:
+            if found.state is ArrayState.SUPERSEDED:
+                self._superseded[found.segment_id] = found
+            else:
+                self._objects[found.name] = found
+            self._by_segment[found.segment_id] = found
+            if found.spec.made_of:
+                self._derived[found.segment_id] = found
+            if found.owner is None:
+                self._disowned[found.segment_id] = found
+            self._charge(found, +1)
+        self._inherited = len(self._by_segment), self._charged.copy()
 
     def begin_making(self, spec: ArraySpec, asker: Asker) -> Act:
         """Take the name and begin to make the segment.
@@ -301,29 +293,34 @@ class Registry:
             The name is taken.
         SegmentChangedError
             What the object is made of is gone.
+        QuotaExceededError
+            The user, or all users, would have too much.
         NotEnoughMemoryError
-            A limit of the coordinator is reached.
+            Another limit of the coordinator is reached.
         """
         spec.checked()
-        if spec.name in self._objects:
+        publication = self.publication_to(spec.name)
+        taken = self._objects.get(spec.name) or (publication and publication.subject)
+        if taken:
             raise ArrayExistsError(
                 "the name is taken",
                 where=spec.name,
-                had=f"an array of pid {self._objects[spec.name].creator.pid}",
+                had=f"an array of pid {taken.creator.pid}",
                 remedy="attach it, destroy it, or choose another name",
             )
-        source = self._by_segment.get(spec.made_of)
-        if spec.made_of and (source is None or source.state is ArrayState.MAKING):
+        if spec.made_of and self.of_segment(spec.made_of) is None:
             raise SegmentChangedError(
                 "what this is made of is gone", where=spec.name, remedy="plan anew"
             )
+        session = asker.session
+        self._check_quota(spec, session.identity.uid)
         self._check_room(spec)
         self._last_segment += 1
-        session = asker.session
         made = NamedObject(spec, self._last_segment, session.identity, session)
         self._objects[spec.name] = self._by_segment[made.segment_id] = made
         if spec.made_of:
             self._derived[made.segment_id] = made
+        self._charge(made, +1)
         return self._begin(ActKind.MAKE, made, asker)
 
     def begin_sealing(self, found: NamedObject, asker: Asker) -> Act:
@@ -331,41 +328,66 @@ class Registry:
         found.move(ArrayState.SEALING)
         return self._begin(ActKind.SEAL, found, asker)
 
+    def begin_publishing(self, found: NamedObject, target: str, asker: Asker) -> Act:
+        """Begin to give a sealed object the name that may be another sealed or lost one's."""
+        replaced = self._objects.get(target)
+        found.move(ArrayState.PUBLISHING)
+        act = self._begin(ActKind.PUBLISH, found, asker)
+        act.target, act.generation = target, replaced.generation + 1 if replaced else 1
+        return act
+
     def end(self, token: int, kind: ActKind) -> Act | None:
         """Take the act that ended off the list; None if it never was on it."""
         act = self._acts.get(token)
         if act is None or act.kind is not kind:
             return None
+        if act.abandoned:
+            self._charge(act.subject, -1)
         return self._acts.pop(token)
 
     def abandon(self, act: Act) -> None:
         """Give a MakeSegment up: its name is free at once, its end is still awaited."""
         act.abandoned = True
-        self.remove(act.subject)
+        self._forget(act.subject)
 
-    def publish(self, found: NamedObject, segment: Segment, pages: PageReport, now_ns: int) -> None:
-        """The segment is there: the name resolves from here on."""
-        found.move(ArrayState.READY)
-        found._segment, found._pages, found.created_ns = segment, pages, now_ns
+    def publish(self, act: Act) -> NamedObject | None:
+        """The publication is done: the name means the new generation from here on.
 
-    def sealed(self, found: NamedObject, segment: Segment) -> None:
-        """The object is immutable from here on."""
-        found.move(ArrayState.SEALED)
-        found._segment = segment
+        Returns
+        -------
+        NamedObject or None
+            What had the name: superseded, or still lost, and in either case without it.
+        """
+        found = act.subject
+        replaced = self._objects.get(act.target)
+        if replaced is not None:
+            if not replaced.lost:
+                replaced.move(ArrayState.SUPERSEDED)
+            self._superseded[replaced.segment_id] = replaced
+        del self._objects[found.name]
+        found.renamed(act.target, act.generation)
+        self._objects[act.target] = found
+        return replaced
 
     def remove(self, found: NamedObject) -> None:
-        """Free the name."""
-        found.move(ArrayState.GONE)
-        del self._objects[found.name], self._by_segment[found.segment_id]
-        self._disowned.pop(found.segment_id, None)
-        self._derived.pop(found.segment_id, None)
+        """Forget an object, and free the name if it has it."""
+        self._charge(found, -1)
+        self._forget(found)
 
     def disown(self, session: Session) -> None:
         """The session ends: nothing is its own any more."""
-        for found in self._objects.values():
+        for found in self._by_segment.values():
             if found.owner is session:
                 found.owner = None
                 self._disowned[found.segment_id] = found
+
+    def _forget(self, found: NamedObject) -> None:
+        found.move(ArrayState.GONE)
+        if self._superseded.pop(found.segment_id, None) is None:
+            del self._objects[found.name]
+        del self._by_segment[found.segment_id]
+        self._disowned.pop(found.segment_id, None)
+        self._derived.pop(found.segment_id, None)
 
     def _begin(self, kind: ActKind, subject: NamedObject, asker: Asker) -> Act:
         self._last_token += 1
@@ -373,9 +395,27 @@ class Registry:
         self._acts[act.token] = act
         return act
 
+    def _charge(self, found: NamedObject, sign: int) -> None:
+        if not found.lost:  # it has no memory
+            self._charged[found.creator.uid] += sign * found.spec.nbytes
+
+    def _check_quota(self, spec: ArraySpec, uid: int) -> None:
+        for limit, had, whose in (
+            (self._max_bytes, self.charged(), "of all arrays"),
+            (self._max_bytes_per_user, self.charged(uid), f"of the arrays of uid {uid}"),
+        ):
+            if limit and had + spec.nbytes > limit:
+                raise QuotaExceededError(
+                    f"the array would pass the quota {whose}",
+                    needed=format_bytes(spec.nbytes),
+                    had=f"{format_bytes(had)} of {format_bytes(limit)} taken",
+                    where=spec.name[:200],
+                    remedy="destroy arrays that are not in use, or have the quota raised",
+                )
+
     def _check_room(self, spec: ArraySpec) -> None:
         making = [act for act in self.acts if act.kind is ActKind.MAKE]
-        taken = len(self._objects) + sum(act.abandoned for act in making)
+        taken = len(self._by_segment) + sum(act.abandoned for act in making)
         if taken >= self._max_arrays:
             raise NotEnoughMemoryError(
                 "the coordinator has no room for another array",
@@ -396,26 +436,69 @@ class Registry:
 
     def validate(self) -> None:
         """Assert what must hold between events."""
+        self._validate_objects()
+        self._validate_superseded()
+        self._validate_acts()
+        self._validate_charges()
+
+    def _validate_objects(self) -> None:
         tokens = {act.subject.segment_id: act for act in self._acts.values()}
         assert len(tokens) == len(self._acts), "two acts on one object"
-        assert len(self._objects) <= self._max_arrays
-        for name, found in self._objects.items():
-            assert found.name == name
+        objects = [*self._objects.values(), *self._superseded.values()]
+        ids = {found.segment_id: found for found in objects}
+        assert len(ids) == len(objects), "segment id used twice"
+        assert self._by_segment == ids
+        assert len(ids) <= max(self._max_arrays, self._inherited[0])
+        assert all(found.name == name for name, found in self._objects.items())
+        for number, found in ids.items():
             assert found.state is not ArrayState.GONE
             assert found.story[-1] is found.state
-            assert 0 < found.segment_id <= self._last_segment
-            act = tokens.get(found.segment_id)
-            awaited = {ArrayState.MAKING: ActKind.MAKE, ArrayState.SEALING: ActKind.SEAL}
-            assert (act.kind if act else None) is awaited.get(found.state), found
+            assert 0 < number <= self._last_segment
+            act = tokens.get(number)
+            assert (act.kind if act else None) is _AWAITED.get(found.state), found
             if found.state is not ArrayState.MAKING:
-                assert found.segment.segment_id == found.segment_id
-        ids = {found.segment_id: found for found in self._objects.values()}
-        assert len(ids) == len(self._objects), "segment id used twice"
-        assert self._by_segment == ids
+                assert found.segment.segment_id == number
+            if not found.lost:
+                after = (ArrayState.SEALED, ArrayState.PUBLISHING, ArrayState.SUPERSEDED)
+                assert found.sealed == (found.state in after), found
+            assert found.sealed or not found.checksum
         assert self._disowned.keys() == {n for n, found in ids.items() if found.owner is None}
         assert self._derived.keys() == {n for n, found in ids.items() if found.spec.made_of}
+
+    def _validate_superseded(self) -> None:
+        for number, found in self._superseded.items():
+            assert found.segment_id == number
+            assert found.state is ArrayState.SUPERSEDED
+            newest = self._objects[found.name]
+            assert newest.state in (ArrayState.SEALED, ArrayState.LOST), "the newest may go first"
+            assert 0 < found.generation < newest.generation, "generations fell"
+        named = [(found.name, found.generation) for found in self._superseded.values()]
+        assert len(set(named)) == len(named), "two generations of one number"
+
+    def _validate_acts(self) -> None:
+        targets = [act.target for act in self._acts.values() if act.kind is ActKind.PUBLISH]
+        assert len(set(targets)) == len(targets), "two publications to one name"
         for token, act in self._acts.items():
             assert act.token == token <= self._last_token
             named = self._objects.get(act.subject.name) is act.subject
             assert named is not act.abandoned
             assert not act.abandoned or act.kind is ActKind.MAKE
+            assert (act.kind is ActKind.PUBLISH) == bool(act.target)
+            replaced = self._objects.get(act.target)
+            if replaced is not None:
+                assert replaced.state in (ArrayState.SEALED, ArrayState.LOST)
+                assert act.generation == replaced.generation + 1
+
+    def _validate_charges(self) -> None:
+        charged: Counter[int] = Counter()
+        abandoned = (act.subject for act in self._acts.values() if act.abandoned)
+        for found in (*self._by_segment.values(), *abandoned):
+            if not found.lost:
+                charged[found.creator.uid] += found.spec.nbytes
+        assert charged == self._charged, "bytes not accounted for"
+        inherited = self._inherited[1]
+        if self._max_bytes:
+            assert charged.total() <= max(self._max_bytes, inherited.total())
+        if self._max_bytes_per_user:
+            for uid, nbytes in charged.items():
+                assert nbytes <= max(self._max_bytes_per_user, inherited[uid])

@@ -5,9 +5,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 
 from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
-from hugepool_common.paths import open_private_directory, socket_path
+from hugepool_common.paths import (
+    COORDINATOR_NAME,
+    is_token,
+    manifests_path,
+    open_private_directory,
+    quarantine_path,
+    socket_path,
+    tokens_path,
+)
 
 
 class RuntimeDirectory:
@@ -32,7 +41,7 @@ class RuntimeDirectory:
                 os.fchown(self._fd, -1, group)
                 os.fchmod(self._fd, mode)
             except PermissionError:
-                self.close()
+                self.close(keep=True)
                 raise NotPermittedError(
                     f"cannot give {path} to group {group}",
                     remedy="run the coordinator as a member of the group",
@@ -79,14 +88,23 @@ class RuntimeDirectory:
         """Path of the coordinator's socket."""
         return socket_path(self.path)
 
-    def close(self) -> None:
-        """Remove the socket, and the directory if this process made it, then unlock."""
+    def close(self, *, keep: bool = False) -> None:
+        """Remove the socket, and the directory if this process made it, then unlock.
+
+        Parameters
+        ----------
+        keep
+            Leave the records to the next coordinator. Otherwise they go too, unless
+            there are manifests: those are of arrays that live.
+        """
         if self._fd < 0:
             return
         try:
             os.unlink(self.socket)
         except OSError:  # never bound, or not ours to remove
             pass
+        if not keep:
+            self._remove_records()
         if self._made:
             try:
                 os.rmdir(self.path)
@@ -94,3 +112,21 @@ class RuntimeDirectory:
                 pass
         os.close(self._fd)
         self._fd = -1
+
+    def _remove_records(self) -> None:
+        try:
+            os.rmdir(manifests_path(self.path))
+        except FileNotFoundError:
+            pass
+        except OSError:  # manifests
+            return
+        tokens = tokens_path(self.path)
+        with suppress(OSError):
+            for name in filter(is_token, os.listdir(tokens)):
+                os.unlink(os.path.join(tokens, name))
+            os.rmdir(tokens)
+        with suppress(OSError):
+            os.rmdir(quarantine_path(self.path))
+        # Last: as long as there are numbers to be seen, none of them is given again.
+        with suppress(OSError):
+            os.unlink(os.path.join(self.path, COORDINATOR_NAME))

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+SAME_GESTURE_NS = 200_000_000
+"""Signals this close are one: ``timeout`` sends two, a terminal and its shell one each."""
 
 
 class SignalInbox:
-    """Signals as something to poll: their names can be read once they arrived."""
+    """Signals as something to poll: their names can be read once they arrived.
 
-    def __init__(self, *numbers: signal.Signals) -> None:
+    Parameters
+    ----------
+    numbers
+        Which ones.
+    urgent
+        Those of them that end the process at once when one of them came before.
+    """
+
+    def __init__(self, *numbers: signal.Signals, urgent: Sequence[signal.Signals] = ()) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._numbers = numbers
+        self._urgent = urgent
+        self._asked_ns: int | None = None
         for number in numbers:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._on_signal)
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
@@ -37,3 +54,15 @@ class SignalInbox:
         signal.set_wakeup_fd(self._old_wakeup)
         self._reader.close()
         self._writer.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number not in self._urgent:
+            return
+        now_ns = time.monotonic_ns()
+        if self._asked_ns is None:
+            self._asked_ns = now_ns
+        elif now_ns - self._asked_ns > SAME_GESTURE_NS:
+            # As if killed: the next coordinator puts right what is left undone.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            os._exit(128 + number)  # the first process of a container outlives that

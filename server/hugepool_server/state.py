@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from hugepool_common.errors import CancelledError, InvalidSpecError
+from hugepool_common.errors import (
+    CancelledError,
+    CoordinatorUnreachableError,
+    InvalidSpecError,
+)
 from hugepool_common.messages import Failed, Message
 from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.events import Effect, Send
 from hugepool_server.jobs import Jobs
-from hugepool_server.leases import Asker, Leases, Session
+from hugepool_server.leases import Asker, Leases, Session, SessionState
+from hugepool_server.named_object import NamedObject
+from hugepool_server.patience import Patience
+from hugepool_server.records import EPOCH_SHIFT
 from hugepool_server.registry import Act, Registry
 
 _MAX_WORKERS = 512
@@ -29,7 +36,10 @@ class Limits:
     max_sessions
         Sessions open at once.
     max_arrays
-        Named objects.
+        Named objects, superseded generations included.
+    max_bytes, max_bytes_per_user
+        Payload bytes of all objects, and of those that one user created, made or being
+        made; 0 for no such quota.
     max_leases_per_session
         Leases that one client may have.
     max_jobs
@@ -38,25 +48,36 @@ class Limits:
         Workers registered at once; no more than 512, whose descriptions fit one frame.
     max_pending_bytes
         Payload bytes of segments being made at once.
+    worker_patience_ns
+        How long a job that nobody can take up waits for a worker before it fails.
+    stopped_patience_ns
+        How long a worker may be stopped before its part is taken back.
 
     Raises
     ------
     InvalidSpecError
-        A limit is below 1, or `max_workers` above 512.
+        A limit is below 1, a quota below 0, or `max_workers` above 512.
     """
 
     max_sessions: int = 1000
     max_arrays: int = 4096
+    max_bytes: int = 0
+    max_bytes_per_user: int = 0
     max_leases_per_session: int = 4096
     max_jobs: int = 256
     max_workers: int = _MAX_WORKERS
     max_pending_bytes: int = MAX_EXTENT
+    worker_patience_ns: int = 30_000_000_000
+    stopped_patience_ns: int = 10_000_000_000
 
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if value < 1:
-                raise InvalidSpecError(f"{limit.name} is too small", needed="1", had=str(value))
+            least = 0 if limit.name in ("max_bytes", "max_bytes_per_user") else 1
+            if value < least:
+                raise InvalidSpecError(
+                    f"{limit.name} is too small", needed=str(least), had=str(value)
+                )
         if self.max_workers > _MAX_WORKERS:
             raise InvalidSpecError("max_workers is too large", needed=f"at most {_MAX_WORKERS}")
 
@@ -70,17 +91,39 @@ class State:
         Of the coordinator's process.
     limits
         What it takes on at most.
+    epoch
+        How often a coordinator has started here: the upper half of every number given.
+
+    Attributes
+    ----------
+    stopping
+        Why nothing new is taken on any more; empty until then.
     """
 
-    def __init__(self, uid: int, limits: Limits) -> None:
+    def __init__(self, uid: int, limits: Limits, epoch: int = 0) -> None:
+        first_number = epoch << EPOCH_SHIFT
         self.uid = uid
+        self.limits = limits
+        self.first_number = first_number
+        self.stopping = ""
         self.registry = Registry(
-            max_arrays=limits.max_arrays, max_pending_bytes=limits.max_pending_bytes
+            max_arrays=limits.max_arrays,
+            max_pending_bytes=limits.max_pending_bytes,
+            max_bytes=limits.max_bytes,
+            max_bytes_per_user=limits.max_bytes_per_user,
+            first_number=first_number,
         )
         self.leases = Leases(
-            max_sessions=limits.max_sessions, max_leases=limits.max_leases_per_session
+            max_sessions=limits.max_sessions,
+            max_leases=limits.max_leases_per_session,
+            first_number=first_number,
         )
-        self.jobs = Jobs(max_jobs=limits.max_jobs, max_workers=limits.max_workers)
+        self.jobs = Jobs(
+            max_jobs=limits.max_jobs,
+            max_workers=limits.max_workers,
+            patience=Patience(limits.worker_patience_ns, limits.stopped_patience_ns),
+            first_number=first_number,
+        )
         self._effects: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -115,28 +158,45 @@ class State:
             self.reply(act.asker, message)
             act.asker = None
 
+    def may_be_held_unseen(self, found: NamedObject) -> bool:
+        """Whether a session of before may have a lease on it that it has not told yet."""
+        return self.registry.is_inherited(found) and bool(self.leases.resuming)
+
+    def stopping_error(self) -> CoordinatorUnreachableError:
+        """The error of what came too late."""
+        return CoordinatorUnreachableError(
+            f"the coordinator is stopping: {self.stopping}", remedy="connect to another one"
+        )
+
     def validate(self) -> None:
         """Assert every invariant, in the parts and between them."""
         self.registry.validate()
         self.jobs.validate()
-        published = {found.segment_id: found for found in self.registry.published}
-        self.leases.validate(published)
-        sessions = self.leases.sessions
+        kept = {found.segment_id: found for found in self.registry.kept}
+        self.leases.validate(kept)
+        sessions = [one for one in self.leases.sessions if one.state is SessionState.BOUND]
         for act in self.registry.acts:
             assert act.asker is None or act.asker.session in sessions
-        for found in published.values():
-            assert found.owner is None or found.owner in sessions
+        for found in kept.values():
+            assert found.owner is None or found.owner in self.leases.sessions
             writers = self.leases.writers(found.segment_id)
             assert not (found.sealed and writers), "a writable lease on a sealed array"
+            for lease in self.leases.on(found.segment_id):
+                assert lease.rows is None or lease.rows[1] <= found.spec.shape[0]
+        for found in self.registry.superseded:
+            asked = self.leases.asked(found.segment_id)
+            used = self.jobs.uses(found.segment_id)
+            assert asked or used or self.may_be_held_unseen(found), "kept for nobody"
         for job in self.jobs.live:
             assert job.asker.session in sessions
-            assert self.jobs.workers, "a job that nobody will run"
-            assert job.segment_ids() <= published.keys(), "a job uses what was destroyed"
+            hopeless = not (self.jobs.workers or job.standing)
+            assert job.waiting_ns is not None or not hopeless, "a job that nobody will run"
+            assert job.segment_ids() <= kept.keys(), "a job uses what was destroyed"
         for worker in self.jobs.workers:
             assert worker.session in sessions
             if worker.running is not None:
-                used = worker.running.job.segment_ids() & published.keys()
-                assert used <= worker.session.held.keys(), "a part without its leases"
+                needed = worker.running.job.segment_ids() & kept.keys()
+                assert needed <= worker.session.held.keys(), "a part without its leases"
 
 
 def cancelled(message: str) -> Failed:

@@ -178,7 +178,7 @@ def test_the_file_is_what_the_segment_says(rung: Rung) -> None:
     assert status.st_nlink == 1
     assert segment.backing == rung.name
     assert segment.page_size == rung.page_size
-    assert os.path.basename(segment.path) == "00000001.segment"
+    assert os.path.basename(segment.path) == "0000000000000001.segment"
     assert stat.S_IMODE(os.stat(os.path.dirname(segment.path)).st_mode) == 0o700
 
 
@@ -321,12 +321,12 @@ def test_a_file_system_without_nameless_files_is_served(
 
     monkeypatch.setattr(os, "open", refuse)
     segment, _ = rung.make()
-    assert os.listdir(os.path.dirname(segment.path)) == ["00000001.segment"]
+    assert os.listdir(os.path.dirname(segment.path)) == ["0000000000000001.segment"]
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(HugepoolError):
         rung.make(segment_id=2, cancel=_AfterLooks(cancel, 1))
-    assert os.listdir(os.path.dirname(segment.path)) == ["00000001.segment"]
+    assert os.listdir(os.path.dirname(segment.path)) == ["0000000000000001.segment"]
 
 
 def test_a_coordinator_killed_while_filling_leaves_no_page(rung: Rung) -> None:

@@ -25,6 +25,7 @@ from hugepool_common.messages import (
     ArrayCreated,
     Attach,
     Attached,
+    Bind,
     Cancel,
     CreateArray,
     Describe,
@@ -58,15 +59,26 @@ from hugepool_server.events import (
     SealRefused,
     SegmentProgress,
     SegmentRefused,
-    SegmentSealed,
     Send,
+    Tick,
+    WorkerContinued,
+    WorkerStopped,
 )
-from support.coordination import REFUSAL, Bench, Client, array_spec
+from support.coordination import REFUSAL, STEP_NS, Bench, Client, array_spec
+from support.examples import examples
 
 NAMES = st.sampled_from("ab")
 CHOICE = st.integers(0, 1 << 16)
 UIDS = st.sampled_from([1000, 1000, 1000, 1000, 1001, 0])
-LIMITS = Limits(max_sessions=6, max_arrays=5, max_leases_per_session=4, max_jobs=4, max_workers=4)
+LIMITS = Limits(
+    max_sessions=6,
+    max_arrays=5,
+    max_leases_per_session=4,
+    max_jobs=4,
+    max_workers=4,
+    worker_patience_ns=12 * STEP_NS,
+    stopped_patience_ns=6 * STEP_NS,
+)
 
 
 class World(RuleBasedStateMachine):
@@ -118,7 +130,7 @@ class World(RuleBasedStateMachine):
                     segment_id = operand.segment.segment_id
                     assert segment_id not in self.bench.unlinked
                     assert not (operand.writable and segment_id in self.sealed_ids)
-                    assert segment_id not in self.written_late(), "a torn operand"
+                    assert segment_id not in self.written_late(part), "a torn operand"
                 self.epochs[part.job, part.part] = part.epoch
                 self.at_work[client.peer] = part
 
@@ -158,14 +170,20 @@ class World(RuleBasedStateMachine):
 
     has_clients = precondition(lambda self: self.clients)
 
-    def written_late(self) -> set[int]:
-        """The segments that workers may still write for jobs that are over."""
-        live = {job.number for job in self.bench.coordinator._state.jobs.live}
+    def written_late(self, sent: RunPart) -> set[int]:
+        """The segments that others may still write where this part is to be computed."""
+        live = {
+            (job.number, part.number): part.epoch
+            for job in self.bench.coordinator._state.jobs.live
+            for part in job.parts
+        }
         return {
             operand.segment.segment_id
             for part in self.at_work.values()
             for operand in part.operands
-            if operand.writable and part.job not in live
+            if operand.writable
+            and live.get((part.job, part.part)) != part.epoch
+            and (part.job != sent.job or part.part == sent.part)
         }
 
     def writers(self, segment_id: int) -> list[Client]:
@@ -192,6 +210,8 @@ class World(RuleBasedStateMachine):
         client = self.bench.client(uid=uid, hello=False)
         self.clients.append(client)
         self.ask(client, Hello("me", "0"))
+        self.bench.locked.add(client.session)
+        self.ask(client, Bind())
         if worker:
             self.register(len(self.clients) - 1)
 
@@ -227,11 +247,8 @@ class World(RuleBasedStateMachine):
     def become_unreachable(self, choice: int) -> None:
         client = self.pick(choice)
         client.vanish()
-        if client.peer in self.workers:
-            self.forget(client, answered=False)
-        else:
-            # What it asked may or may not be answered, depending on when it is heard of again.
-            self.owed -= {key for key in self.owed if key[0] == client.peer}
+        # What it asked may or may not be answered, depending on when it is heard of again.
+        self.owed -= {key for key in self.owed if key[0] == client.peer}
         self.read()
 
     # Arrays -------------------------------------------------------------------
@@ -326,10 +343,12 @@ class World(RuleBasedStateMachine):
     def end_sealing(self, choice: int, well: bool) -> None:
         bench = self.bench
         token = sorted(bench.sealing)[choice % len(bench.sealing)]
-        segment = bench.sealing.pop(token).segment
         if well:
-            self.sealed_ids.add(segment.segment_id)
-        bench.handle(SegmentSealed(token, segment) if well else SealRefused(token, REFUSAL))
+            self.sealed_ids.add(bench.sealing[token].segment.segment_id)
+            bench.handle(bench.write_sealed(token))
+        else:
+            del bench.sealing[token]
+            bench.handle(SealRefused(token, REFUSAL))
         self.read()
 
     # Jobs ---------------------------------------------------------------------
@@ -355,6 +374,22 @@ class World(RuleBasedStateMachine):
             self.acknowledged[part.job, part.part] += 1
             assert self.acknowledged[part.job, part.part] == 1, "acknowledged twice"
 
+    @has_clients
+    @rule(choice=CHOICE, stopped=st.sampled_from([True, True, False]))
+    def stop_or_continue(self, choice: int, stopped: bool) -> None:
+        number = self.pick(choice).session
+        self.bench.handle(WorkerStopped(number) if stopped else WorkerContinued(number))
+        self.read()
+
+    @precondition(lambda self: self.bench.coordinator.wake_ns is not None)
+    @rule()
+    def tick(self) -> None:
+        due_ns = self.bench.coordinator.wake_ns
+        assert due_ns is not None and due_ns > self.bench.now_ns
+        self.bench.now_ns = due_ns
+        self.bench.handle(Tick())
+        self.read()
+
     @precondition(lambda self: self.clients and self.epochs)
     @rule(
         choice=CHOICE,
@@ -374,6 +409,9 @@ class World(RuleBasedStateMachine):
         if sent is not None and (sent.job, sent.part, sent.epoch) == (job, number, epoch):
             return
         part = RunPart(job, number, epoch, "gather", "auto", (), 0, 1)
+        due_ns = self.bench.coordinator.wake_ns
+        if due_ns is not None and due_ns <= self.bench.now_ns + STEP_NS:
+            return  # patience would end at this very event
         before = repr(self.bench.coordinator)
         reply = self.ask(client, _report(part, well=well))
         assert reply == PartAccepted(stale=True)
@@ -450,5 +488,7 @@ def _report(part: RunPart, *, well: bool) -> PartDone | PartFailed:
     return PartFailed(part.job, part.part, part.epoch, REFUSAL)
 
 
-World.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=examples(100), stateful_step_count=60, deadline=None
+)
 TestCoordinator = World.TestCase

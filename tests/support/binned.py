@@ -34,7 +34,7 @@ def allocate(layout: GatherLayout | ProductLayout) -> PlanArrays:
 
 
 def count_gather(idx: Array, blocks: GatherBlocks, parts: Parts | None = None) -> Array:
-    counts = np.zeros(blocks.cells, np.uint32)
+    counts = np.full(blocks.cells, 7, np.uint32)  # as a worker that died may have left it
     operands: dict[str, Any] = {"idx": idx, "head": gather_head(blocks), "counts": counts}
     for start, stop in parts or [(0, blocks.targets)]:
         CountCells()(operands, start, stop)
@@ -65,7 +65,7 @@ def stored_of(a: CsrArrays) -> Stored:
 
 
 def count_product(a: CsrArrays, layout: ProductLayout, parts: Parts | None = None) -> Array:
-    counts = np.zeros(layout.counts, np.uint32)
+    counts = np.full(layout.counts, 7, np.uint32)  # as a worker that died may have left it
     operands: dict[str, Any] = {"A": a, "head": layout.head(), "counts": counts}
     for start, stop in parts or [(0, layout.units)]:
         CountProducts()(operands, start, stop)

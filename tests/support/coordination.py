@@ -1,8 +1,12 @@
 """A bench for the state machine: it stamps the time, feeds events and keeps what came of them.
 
-The bench plays the daemon (which threads and sockets it would have) and validates
-the coordinator after every event. It never answers a slow act by itself: a test
-says when a segment is made, refused or sealed, in any order.
+The bench plays the daemon (which threads, sockets and files it would have) and
+validates the coordinator after every event. It never answers a slow act by itself: a
+test says when a segment is made, refused or sealed, in any order. Tokens it makes and
+looks at by itself, right after the event that wanted it, unless told to wait.
+
+It keeps what a daemon would have on its disk, so that :meth:`Bench.restart` can begin
+the next coordinator with what the one before left at any moment.
 """
 
 from __future__ import annotations
@@ -11,22 +15,32 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TypeVar
 
+import msgspec
+
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
+    WORKER_CLIENT,
     ArrayCreated,
     Attach,
     Attached,
+    Bind,
+    Bound,
     CreateArray,
     CreateProgress,
     Failed,
+    Held,
     Hello,
     Message,
     Notice,
     Operand,
     PartDone,
     PartFailed,
+    Publish,
+    Published,
     RegisterWorker,
     Request,
+    Resume,
+    Resumed,
     RunPart,
     Seal,
     SubmitJob,
@@ -39,12 +53,17 @@ from hugepool_common.units import KIB, round_up
 from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.events import (
     CancelSegment,
+    CheckToken,
     Effect,
     Event,
-    Identity,
+    GenerationPublished,
     MakeSegment,
+    MakeToken,
     PeerUnreachable,
     ProcessExited,
+    PublishGeneration,
+    PublishRefused,
+    Recovered,
     RequestReceived,
     SealRefused,
     SealSegment,
@@ -54,15 +73,21 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    TokenChecked,
+    TokenMade,
+    TokenRefused,
     UnlinkSegment,
     UnwatchProcess,
     WatchProcess,
 )
+from hugepool_server.records import ArrayRecord, Identity, SessionRecord
 
 UID = 1000
 COORDINATOR_UID = 990
 START_NS = 5_000_000
 STEP_NS = 1_000
+BOOT_ID = "boot"
+CHECKSUM = "crc32:00000000"
 
 M = TypeVar("M", bound=Message)
 
@@ -75,50 +100,93 @@ def array_spec(name: str = "x", count: int = 1000) -> ArraySpec:
 
 
 class Bench:
-    """One coordinator and all that is around it.
+    """One runtime directory, its coordinator, and all that is around it.
+
+    Parameters
+    ----------
+    limits
+        Of every coordinator.
+    epoch
+        Of the first coordinator.
 
     Attributes
     ----------
-    making, sealing
+    automatic
+        Whether tokens are made and looked at right after they are wanted; if not, a test
+        ends `tokens_wanted` and `checks_wanted` itself.
+    making, sealing, publishing
         Slow acts that were begun and not ended, by token.
     cancelled
         Tokens whose MakeSegment was told to stop.
     made, unlinked
-        Segment ids that were ever published, and those that were removed.
+        Segment ids that were ever there, and those that were removed.
+    disk, tokens
+        What is in the runtime directory: manifests by segment id, and tokens by session.
+    lost
+        Segment ids whose file somebody removed behind the coordinator's back.
+    locked
+        Sessions whose process holds the lock on its token.
     watched
         Sessions whose process is watched.
     stops
         How often the end of the loop was asked for.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, epoch: int = 0) -> None:
+        self.limits = limits
+        self.epoch = epoch
+        self.now_ns = START_NS
+        self.automatic = True
+        self.made: set[int] = set()
+        self.unlinked: list[int] = []
+        self.disk: dict[int, ArrayRecord] = {}
+        self.tokens: dict[int, SessionRecord] = {}
+        self.lost: set[int] = set()
+        self.locked: set[int] = set()
+        self.replies: dict[tuple[bytes, int], list[Message]] = defaultdict(list)
+        self.notices: dict[bytes, list[Message]] = defaultdict(list)
+        self._last_pid = 100
+        self._last_token = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self.coordinator = Coordinator(
-            instance="f00d",
+            instance=f"f00d{self.epoch}",
             pid=1,
             uid=COORDINATOR_UID,
             version="0.1",
             started_ns=START_NS,
-            limits=limits,
+            limits=self.limits,
+            durable=True,
+            epoch=self.epoch,
         )
-        self.now_ns = START_NS
         self.making: dict[int, MakeSegment] = {}
         self.sealing: dict[int, SealSegment] = {}
+        self.publishing: dict[int, PublishGeneration] = {}
+        self.tokens_wanted: list[MakeToken] = []
+        self.checks_wanted: list[int] = []
         self.cancelled: set[int] = set()
-        self.made: set[int] = set()
-        self.unlinked: list[int] = []
         self.watched: dict[int, int] = {}
         self.stops = 0
-        self.replies: dict[tuple[bytes, int], list[Message]] = defaultdict(list)
-        self.notices: dict[bytes, list[Message]] = defaultdict(list)
-        self._last_pid = 100
 
     def handle(self, event: Event) -> list[Effect]:
-        """Feed one event, keep its effects, and check every invariant."""
+        """Feed one event, keep its effects, and check every invariant.
+
+        Returns
+        -------
+        list of Effect
+            Of this event, not of what became of tokens after it.
+        """
         self.now_ns += STEP_NS
         effects = self.coordinator.handle(event, self.now_ns)
         for effect in effects:
             self._take(effect)
         self.coordinator.validate()
+        while self.automatic and (self.tokens_wanted or self.checks_wanted):
+            if self.tokens_wanted:
+                self.finish_token()
+            else:
+                self.finish_check()
         return effects
 
     def _take(self, effect: Effect) -> None:
@@ -131,6 +199,7 @@ class Bench:
                     self.replies[peer, correlation].append(message)
             case MakeSegment():
                 assert effect.token not in self.making
+                assert effect.segment_id not in self.made, "a number was given twice"
                 self.making[effect.token] = effect
             case CancelSegment(token):
                 assert token in self.making and token not in self.cancelled
@@ -138,30 +207,44 @@ class Bench:
             case SealSegment():
                 assert effect.segment.segment_id not in self.unlinked
                 self.sealing[effect.token] = effect
+            case PublishGeneration():
+                assert self.disk[effect.segment_id].sealed, "published what is not sealed"
+                self.publishing[effect.token] = effect
             case UnlinkSegment(segment):
                 assert segment.segment_id in self.made, "removed what never was"
                 assert segment.segment_id not in self.unlinked, "removed twice"
                 self.unlinked.append(segment.segment_id)
+                self.disk.pop(segment.segment_id, None)
             case WatchProcess(session, pid):
                 assert session not in self.watched
                 self.watched[session] = pid
             case UnwatchProcess(session):
-                del self.watched[session]
+                self.watched.pop(session, None)
+                self.tokens.pop(session, None)
+                self.locked.discard(session)
+            case MakeToken(session):
+                assert session not in self.tokens, "a number was given twice"
+                self.tokens_wanted.append(effect)
+            case CheckToken(session):
+                assert session in self.tokens and session not in self.checks_wanted
+                self.checks_wanted.append(session)
             case Stop():
                 self.stops += 1
 
-    def client(self, *, uid: int = UID, pid: int | None = None, hello: bool = True) -> Client:
-        """A new peer, of a new process unless told whose, with its session open."""
+    def client(
+        self, *, uid: int = UID, pid: int | None = None, hello: bool = True, name: str = "test"
+    ) -> Client:
+        """A new peer, of a new process unless told whose, with its session bound."""
         self._last_pid += 1
         identity = Identity(uid, uid, self._last_pid if pid is None else pid)
-        client = Client(self, b"peer%d" % self._last_pid, identity)
+        client = Client(self, b"peer%d" % self._last_pid, identity, name)
         if hello:
-            client.call(Hello("test", "0.1"), Welcome)
+            client.open()
         return client
 
     def worker(self, *, uid: int = UID) -> Client:
         """A new client that is a registered worker."""
-        worker = self.client(uid=uid)
+        worker = self.client(uid=uid, name=WORKER_CLIENT)
         worker.call(RegisterWorker(), WorkerRegistered)
         return worker
 
@@ -171,12 +254,30 @@ class Bench:
         """Token of the newest MakeSegment under way for a name."""
         return max(token for token, act in self.making.items() if act.spec.name == name)
 
+    def write_made(self, token: int) -> SegmentMade:
+        """The segment and its manifest are there, and nobody was told."""
+        act = self.making.pop(token)
+        segment, pages = segment_of(act)
+        self.made.add(act.segment_id)
+        owner = self.tokens.get(act.session)
+        self.disk[act.segment_id] = ArrayRecord(
+            spec=act.spec,
+            segment=segment,
+            pages=pages,
+            creator=act.creator,
+            owner=owner.token if owner else "",
+            created_ns=self.now_ns,
+            generation=1,
+            sealed=False,
+            checksum="",
+            boot_id=BOOT_ID,
+            epoch=self.epoch,
+        )
+        return SegmentMade(token, segment, pages)
+
     def finish_making(self, name: str, *, token: int | None = None) -> list[Effect]:
         """The segment is there."""
-        token = self.token_of(name) if token is None else token
-        act = self.making.pop(token)
-        self.made.add(act.segment_id)
-        return self.handle(SegmentMade(token, *segment_of(act)))
+        return self.handle(self.write_made(self.token_of(name) if token is None else token))
 
     def refuse_making(self, name: str, error: Failed = REFUSAL) -> list[Effect]:
         """There will be no segment."""
@@ -184,10 +285,18 @@ class Bench:
         del self.making[token]
         return self.handle(SegmentRefused(token, error))
 
+    def write_sealed(self, token: int) -> SegmentSealed:
+        """The manifest says that it is sealed, and nobody was told."""
+        segment = self.sealing.pop(token).segment
+        record = self.disk[segment.segment_id]
+        self.disk[segment.segment_id] = msgspec.structs.replace(
+            record, sealed=True, checksum=CHECKSUM
+        )
+        return SegmentSealed(token, segment, CHECKSUM)
+
     def finish_sealing(self) -> list[Effect]:
         """The oldest SealSegment ends well."""
-        token = min(self.sealing)
-        return self.handle(SegmentSealed(token, self.sealing.pop(token).segment))
+        return self.handle(self.write_sealed(min(self.sealing)))
 
     def refuse_sealing(self, error: Failed = REFUSAL) -> list[Effect]:
         """The oldest SealSegment finds a writer."""
@@ -195,18 +304,92 @@ class Bench:
         del self.sealing[token]
         return self.handle(SealRefused(token, error))
 
+    def write_published(self, token: int) -> GenerationPublished:
+        """The manifest has the name, and nobody was told."""
+        act = self.publishing.pop(token)
+        record = self.disk[act.segment_id]
+        others = [one for one in self.disk.values() if one.spec.name == act.name]
+        assert all(one.generation < act.generation for one in others if one.sealed)
+        spec = msgspec.structs.replace(record.spec, name=act.name)
+        self.disk[act.segment_id] = msgspec.structs.replace(
+            record, spec=spec, generation=act.generation
+        )
+        return GenerationPublished(token)
+
+    def finish_publishing(self) -> list[Effect]:
+        """The oldest PublishGeneration ends well."""
+        return self.handle(self.write_published(min(self.publishing)))
+
+    def refuse_publishing(self, error: Failed = REFUSAL) -> list[Effect]:
+        """The oldest PublishGeneration could not write."""
+        token = min(self.publishing)
+        del self.publishing[token]
+        return self.handle(PublishRefused(token, error))
+
+    def finish_token(self) -> list[Effect]:
+        """The token wanted first is there."""
+        wanted = self.tokens_wanted.pop(0)
+        self._last_token += 1
+        token = f"{self._last_token:032x}"
+        self.tokens[wanted.session] = SessionRecord(
+            session=wanted.session,
+            token=token,
+            identity=wanted.identity,
+            start_ticks=1,
+            client=wanted.client,
+            boot_id=BOOT_ID,
+        )
+        return self.handle(TokenMade(wanted.session, f"/run/tokens/{token}"))
+
+    def refuse_token(self, error: Failed = REFUSAL) -> list[Effect]:
+        """The token wanted first cannot be made."""
+        return self.handle(TokenRefused(self.tokens_wanted.pop(0).session, error))
+
+    def finish_check(self) -> list[Effect]:
+        """The token that was to be looked at first was looked at."""
+        session = self.checks_wanted.pop(0)
+        return self.handle(TokenChecked(session, session in self.locked))
+
     def stop(self) -> list[Effect]:
         """A signal."""
         return self.handle(StopRequested("SIGTERM"))
 
+    # The next coordinator -----------------------------------------------------
+
+    def restart(self) -> list[Effect]:
+        """The coordinator is killed, and the next one begins with what is on the disk.
+
+        A segment that was being made without a manifest yet is swept, and so is the token
+        of a process that does not hold its lock.
+        """
+        self.tokens = {n: record for n, record in self.tokens.items() if n in self.locked}
+        self.epoch += 1
+        self._begin()
+        return self.handle(
+            Recovered(
+                arrays=tuple(self.disk.values()),
+                lost=frozenset(self.lost & self.disk.keys()),
+                sessions=tuple(self.tokens.values()),
+            )
+        )
+
 
 class Client:
-    """One peer of the bench."""
+    """One process, and the peer of the bench that it is now.
 
-    def __init__(self, bench: Bench, peer: bytes, identity: Identity) -> None:
+    Attributes
+    ----------
+    token
+        Name of its session's token, once it was told.
+    """
+
+    def __init__(self, bench: Bench, peer: bytes, identity: Identity, name: str = "test") -> None:
         self.bench = bench
+        self.name = name
         self.peer = peer
         self.identity = identity
+        self.token = ""
+        self._connections = 1
         self._last_correlation = 0
 
     @property
@@ -219,6 +402,38 @@ class Client:
             if peer == self.peer and isinstance(reply, Welcome)
         ]
         return welcomes[-1].session
+
+    def hello(self) -> Welcome:
+        """Open a session, without binding it."""
+        welcome = self.call(Hello(self.name, "0.1"), Welcome)
+        self.token = welcome.token.rpartition("/")[2]
+        return welcome
+
+    def bind(self) -> Bound:
+        """Lock the token and say so."""
+        self.bench.locked.add(self.session)
+        return self.call(Bind(), Bound)
+
+    def open(self) -> Welcome:
+        """Open a session and bind it."""
+        welcome = self.hello()
+        self.bind()
+        return welcome
+
+    def reconnect(self) -> None:
+        """Be another peer from here on: its socket was renewed."""
+        base = self.peer.partition(b".")[0]
+        self.peer = b"%s.%d" % (base, self._connections)
+        self._connections += 1
+
+    def resume(self, *held: Held, more: bool = False) -> Resumed:
+        """Reconnect, take the session up again, and tell what it holds."""
+        self.reconnect()
+        welcome = self.call(Hello(self.name, "0.1", self.token), Welcome)
+        if not welcome.resumed:
+            self.token = welcome.token.rpartition("/")[2]
+            self.bind()
+        return self.call(Resume(held, more), Resumed)
 
     def ask(self, request: Request, *, identity: Identity | None = None) -> int:
         """Send a request; returns its correlation id."""
@@ -257,6 +472,7 @@ class Client:
 
     def exit(self) -> list[Effect]:
         """Its process dies."""
+        self.bench.locked.discard(self.session)
         return self.bench.handle(ProcessExited(self.session))
 
     def vanish(self) -> list[Effect]:
@@ -271,15 +487,25 @@ class Client:
         self.bench.finish_making(name)
         return self.reply(correlation, ArrayCreated)
 
-    def sealed(self, name: str = "x") -> None:
+    def sealed(self, name: str = "x") -> ArrayCreated:
         """Create an array and seal it."""
-        self.create(name)
+        created = self.create(name)
         self.ask(Seal(name))
         self.bench.finish_sealing()
+        return created
 
-    def attach(self, name: str = "x", *, readonly: bool = True) -> Attached:
+    def publish(self, name: str, source: str = "next") -> Published:
+        """Create an array, seal it, and publish it under a name."""
+        self.sealed(source)
+        correlation = self.ask(Publish(name, source))
+        self.bench.finish_publishing()
+        return self.reply(correlation, Published)
+
+    def attach(
+        self, name: str = "x", *, readonly: bool = True, rows: tuple[int, int] | None = None
+    ) -> Attached:
         """Attach an array."""
-        return self.call(Attach(name, readonly), Attached)
+        return self.call(Attach(name, readonly, rows), Attached)
 
     def submit(
         self,
@@ -315,3 +541,8 @@ def segment_of(act: MakeSegment) -> tuple[Segment, PageReport]:
     )
     falls = (Fall("hugetlbfs-2m", "mmap", 12, "no pages", "sysctl vm.nr_hugepages=1"),)
     return segment, PageReport("shm-4k", 4 * KIB, length, 0, length, "pagemap_scan", falls)
+
+
+def held(reply: ArrayCreated | Attached, *, readonly: bool = True) -> Held:
+    """What a client tells of a lease that it was granted before."""
+    return Held(reply.lease, reply.array.segment.segment_id, readonly)

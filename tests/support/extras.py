@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from support.host import require
 
@@ -13,3 +14,9 @@ def need(package: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         require(package, False, f"not installed: {error}")
+
+
+def sparse() -> Any:
+    """``scipy.sparse``, or the test is skipped."""
+    need("scipy.sparse")
+    return importlib.import_module("scipy.sparse")

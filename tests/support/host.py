@@ -149,6 +149,10 @@ class Mounts:
         """Make a mount of this test read-only."""
         subprocess.run(["mount", "-o", "remount,ro", path], check=True, capture_output=True)
 
+    def make_writable(self, path: str) -> None:
+        """Undo :meth:`make_read_only`."""
+        subprocess.run(["mount", "-o", "remount,rw", path], check=True, capture_output=True)
+
     def over(self, path: str, options: str) -> None:
         """Mount another tmpfs over a mount of this test."""
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)

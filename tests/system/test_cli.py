@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hugepool
+from hugepool.reunion import RECONNECT_VARIABLE
 from hugepool.worker import parse_cpus
 from support.service import Service
 
@@ -110,7 +111,9 @@ def test_the_end_of_workers_has_a_status(
     service: Service, victim: str, status: int, said: str
 ) -> None:
     service.start()
-    process = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
+    process = service.spawn(
+        *(sys.executable, "-m", "hugepool", "worker", "-n", "1"), **{RECONNECT_VARIABLE: "0.1"}
+    )
     with hugepool.connect(service.address) as pool:
         while not (workers := pool.stats().workers):
             assert process.poll() is None

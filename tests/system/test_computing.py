@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -217,6 +219,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(service: Servic
         assert not x.array.any()
         assert (sealed.array == 1).all()
         assert _names(pool) == ["A", "sealed", "table", "x"]
+
+
+def test_a_part_that_adds_in_place_is_not_run_again(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.start_workers(2)
+        x, idx = pool.create("x", 100), pool.put("idx", np.arange(100))
+        ones = pool.put("ones", np.ones(100))
+        operands = {"out": x, "idx": idx, "values": ones}
+        pool.run("scatter_add", operands, (0, 50, 100))
+        victim = min(pool.stats().workers, key=lambda worker: worker.worker)
+        os.kill(victim.pid, signal.SIGSTOP)  # takes the first part; how far it got, who knows
+        killer = service.spawn(
+            *(sys.executable, "-c"),
+            "import os, time, hugepool\n"
+            "pool = hugepool.connect()\n"
+            "while not any(w.busy for w in pool.stats().workers): time.sleep(0.01)\n"
+            f"os.kill({victim.pid}, 9)\n",
+        )
+        with pytest.raises(hugepool.JobFailedError, match="cannot be run twice"):
+            pool.run("scatter_add", operands, (0, 50, 100))
+        assert killer.wait(20) == 0
+        assert set(x.array[:50]) == {1.0}, "nobody may have added in its place"
 
 
 def test_a_killed_worker_adds_nothing_twice(service: Service) -> None:

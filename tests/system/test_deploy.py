@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from hugepool_common import paths, units
+from hugepool_server import descriptors
+from hugepool_server.coordinator import Limits
 from support.host import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +90,9 @@ def test_systemd_accepts_every_unit(name: str, tmp_path: Path) -> None:
         ("hugepoold.service", "Type=exec", "Type=exe"),
         ("hugepoold.service", "RuntimeDirectoryMode=", "RuntimeDirectoriesMode="),
         ("hugepoold.service", "/hugepoold --group", "/hugepuld --group"),
-        ("hugepool-worker@.service", "BindsTo=", "BindsOnto="),
+        ("hugepoold.service", "StartLimitBurst=", "StartLimitBurts="),
+        ("hugepoold.service", "KillMode=mixed", "KillMode=mild"),
+        ("hugepool-worker@.service", "Wants=", "Wanting="),
         (MOUNT_UNIT, "Where=/run/hugepages/hugepool", "Where=/run/hugepages/other"),
         (MOUNT_UNIT, "Options=", "Option="),
     ],
@@ -129,6 +133,24 @@ def test_only_the_coordinator_writes_to_the_mount() -> None:
     options = setting((DEPLOY / "systemd" / MOUNT_UNIT).read_text(), "Options").split(",")
     mode = next(word.removeprefix("mode=") for word in options if word.startswith("mode="))
     assert int(mode, 8) & 0o027 == 0  # a writer to the directory could rename segments
+
+
+def test_a_killed_coordinator_is_started_again_and_finds_what_it_wrote() -> None:
+    daemon = (DEPLOY / "systemd" / "hugepoold.service").read_text()
+    assert setting(daemon, "Restart") == "on-failure"
+    assert setting(daemon, "RuntimeDirectoryPreserve") == "yes"
+    # One signal: a second one would end it with everything left behind.
+    assert setting(daemon, "KillMode") == "mixed"
+    # Nothing may take workers down with a coordinator that comes back.
+    worker = (DEPLOY / "systemd" / "hugepool-worker@.service").read_text()
+    assert not re.search(r"^(BindsTo|PartOf|Requires|StopPropagatedFrom)=", worker, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_may_open_enough_files(name: str) -> None:
+    limit = int(setting((DEPLOY / "systemd" / name).read_text(), "LimitNOFILE"))
+    assert limit == 65536
+    assert descriptors.sessions_within(limit) > Limits().max_sessions
 
 
 def refused(words: list[str]) -> str:

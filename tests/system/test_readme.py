@@ -25,7 +25,10 @@ LINES = [
     for line in text.splitlines()
 ]
 SERVICES = [line for line in LINES if line[1:2] in (["serve"], ["worker"])]
-COMMANDS = [line for line in LINES if line[0] == "hugepool" and line not in SERVICES]
+SERVED = [
+    line for line in LINES if line[1:2] in (["publish"], ["verify"], ["snapshot"], ["restore"])
+]
+COMMANDS = [line for line in LINES if line[0] == "hugepool" and line not in SERVICES + SERVED]
 BIN = sysconfig.get_path("scripts")
 
 
@@ -33,27 +36,31 @@ def test_the_languages_are_known() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
 
 
-def test_scripts_run_in_order_as_in_three_shells(service: Service) -> None:
+def test_scripts_and_commands_run_in_order_as_in_three_shells(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     environment = {"HUGEPOOL_RUNTIME_DIR": str(service.directory), "HUGEPOOL_ADDRESS": ""}
     assert [line[1] for line in SERVICES] == ["serve", "worker"]
     serve = service.spawn(f"{BIN}/hugepool", *SERVICES[0][1:], **environment)
     assert serve.stdout is not None
     assert serve.stdout.readline().strip() == service.address
     service.spawn(f"{BIN}/hugepool", *SERVICES[1][1:], **environment)
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
     outputs = []
-    for script in SCRIPTS:
+    scripts = [[sys.executable, "-c", script] for script in SCRIPTS]
+    for command in scripts + [[f"{BIN}/hugepool", *line[1:]] for line in SERVED]:
         done = subprocess.run(
-            [sys.executable, "-c", script],
+            command,
             capture_output=True,
             text=True,
             timeout=120,
-            cwd=ROOT,
+            cwd=tmp_path,
             env={**os.environ, **environment},
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    private, first, second, third = outputs
+    private, first, second, third, fourth, *told = outputs
     assert "<SharedArray 'x' (5000000,) float64 40 MB sealed" in private
     assert "on 2 worker(s)" in first
     total = float(re.search(r"sum ([0-9.e+]+)", first)[1])  # type: ignore[index]
@@ -61,6 +68,10 @@ def test_scripts_run_in_order_as_in_three_shells(service: Service) -> None:
     assert re.findall(r"^(\w+) \(", second, re.MULTILINE) == ["A", "x"]
     assert third.startswith("matvec plan of ")
     assert float(re.search(r"highest rank ([0-9.]+)", third)[1]) > 1  # type: ignore[index]
+    assert fourth.startswith("0.0 1000000.0 2\nVerifyReport(name='weights', generation=2")
+    assert [len(re.findall(r"^weights .*crc32-16M:", table, re.MULTILINE)) for table in told] == [
+        *(0, 1, 1, 1)
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -78,7 +89,7 @@ def test_commands(command: list[str]) -> None:
 
 def test_what_the_rest_of_the_shell_lines_name_exists() -> None:
     for line in LINES:
-        if line in SERVICES or line in COMMANDS:
+        if line in SERVICES + SERVED + COMMANDS:
             continue
         if line[0].startswith("scripts/"):
             assert os.access(ROOT / line[0], os.X_OK)

@@ -11,7 +11,7 @@ Nothing here imports numba or SciPy until a kernel that needs them is resolved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from hugepool.kernels import normalise
 from hugepool.kernels.base import CsrArrays, Kernel, Operands, Work, last_level_cache_bytes
@@ -43,6 +43,7 @@ __all__ = [
     "Kernel",
     "Operands",
     "Work",
+    "adds_in_place",
     "available",
     "last_level_cache_bytes",
     "names",
@@ -89,6 +90,14 @@ _KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
     "random_lines": {"numba": RandomLines},
 }
 """Implementations of every kernel, the one that ``auto`` takes first."""
+
+
+def adds_in_place(kernel: str, roles: Collection[str]) -> bool:
+    """Whether a kernel with operands in these roles adds to what its output held before.
+
+    A part of it that was half done cannot be done again. All others write each row anew.
+    """
+    return kernel == "scatter_add" and "base" not in roles
 
 
 def names() -> list[str]:

@@ -63,7 +63,7 @@ class CountCells(BoundKernel):
     """Build, first step. Operands: ``idx``, ``head`` and ``counts``. Rows are target blocks.
 
     ``head`` is what :func:`~hugepool.kernels.binned_layout.gather_head` makes; ``counts``
-    is uint32, shape (cells,), zeros, of which each target block writes its own share.
+    is uint32, shape (cells,), of which each target block writes its own share.
     """
 
     name = "count_cells"

@@ -115,7 +115,7 @@ def count_cells(
     row_start: int,
     row_stop: int,
 ) -> tuple[Any, Any]:
-    """Count the entries of each cell of some target blocks into zeroed `counts`, target-major.
+    """Count the entries of each cell of some target blocks into `counts`, target-major.
 
     Returns (-1, 0), or the position of the first index outside ``[0, rows)`` and its
     value as uint64.
@@ -126,6 +126,9 @@ def count_cells(
     entries = np.uint64(len(idx))
     for block in range(np.uint64(row_start), np.uint64(row_stop)):
         cells = block * np.uint64(sources)
+        # Zeroed here, for a worker that died half-way may have counted some already.
+        for cell in range(cells, cells + np.uint64(sources)):
+            counts[cell] = np.uint32(0)
         for i in range(block * width, min((block + _ONE) * width, entries)):
             row = np.uint64(idx[i])
             if row >= limit:

@@ -89,7 +89,7 @@ def sum_work(plan: PlanArrays) -> Array:
 class CountProducts(BoundKernel):
     """Build, first step. Operands: ``A``, ``head`` and ``counts``. Rows are blocks of rows of A.
 
-    ``head`` is that of a layout; ``counts`` is uint32, shape (layout.counts,), zeros, of
+    ``head`` is that of a layout; ``counts`` is uint32, shape (layout.counts,), of
     which each range writes its own share.
     """
 

@@ -23,6 +23,13 @@ _LONGEST = np.uint64(8)
 
 
 @register_jitable
+def zero_runs(counts: Any, cells: Any, blocks: Any) -> None:
+    """Begin to count the runs of `blocks` cells: a worker that died may have counted some."""
+    for i in range(cells * _LONGEST, (cells + blocks) * _LONGEST):
+        counts[i] = np.uint32(0)
+
+
+@register_jitable
 def add_run(counts: Any, cells: Any, source: Any, length: Any) -> None:
     """Count one run of `length` entries in a cell."""
     counts[(cells + source) * _LONGEST + (length - _ONE)] += np.uint32(1)
@@ -39,7 +46,7 @@ def count_products(
     row_start: int,
     row_stop: int,
 ) -> tuple[Any, Any, Any]:
-    """Count the runs of each cell of some target blocks into zeroed `counts`, target-major.
+    """Count the runs of each cell of some target blocks into `counts`, target-major.
 
     A run is up to 8 entries of one row, in one source block, that follow each other.
     Returns (DONE, 0, 0), (BAD_INDPTR, row, value) or (BAD_COLUMN, entry, value), the
@@ -53,6 +60,7 @@ def count_products(
     rows = np.uint64(len(indptr) - 1)
     for block in range(np.uint64(row_start), np.uint64(row_stop)):
         cells = block * blocks
+        zero_runs(counts, cells, blocks)
         first = block * width
         start = np.uint64(indptr[first])
         if start > nnz:
@@ -214,6 +222,7 @@ def count_transposed(
     rows = np.uint64(len(indptr) - 1)
     for block in range(np.uint64(row_start), np.uint64(row_stop)):
         cells = block * blocks
+        zero_runs(counts, cells, blocks)
         first = block * width
         start = np.uint64(indptr[first])
         if start > nnz:

@@ -6,7 +6,8 @@ Ranges are elements of ``out``: every part reads all of ``idx`` and adds what be
 its elements, so that each has one writer and the result does not depend on the parts.
 
 With ``base`` the result is ``base`` plus what is added. Only then may a part be run
-again, as after the death of its worker: without ``base`` it would add twice.
+again, as after the death of its worker: without ``base`` it would add twice, so that
+a job without it fails when a worker dies.
 
 Indices count from the start only: a negative one is out of range. A bad index is
 found before anything is written; to the whole of ``out``, if idx does not change.

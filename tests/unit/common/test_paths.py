@@ -46,8 +46,36 @@ def test_only_our_own_names_are_ours() -> None:
         assert paths.segment_directory_owner(other) is None
     assert paths.is_segment_file(paths.segment_file_name(7))
     assert paths.is_segment_file(paths.unpublished_file_name(0xFFFFFFFF))
-    for other in ("7.segment", "00000007.segment.bak", ".tmp-x", "00000007.Segment", "notes.txt"):
+    assert paths.is_segment_file("00000007.segment")  # as they were called at first
+    assert paths.is_segment_file(".tmp-00000007.segment")
+    for other in (
+        "7.segment",
+        "00000007.segment.bak",
+        ".tmp-x",
+        "00000007.Segment",
+        "000000007.segment",
+        "00000000000000007.segment",
+        "notes.txt",
+    ):
         assert not paths.is_segment_file(other)
+        assert paths.file_segment(other) is None
+
+
+def test_names_tell_their_numbers_again() -> None:
+    for number in (1, 1 << 32, (1 << 63) - 1):
+        assert paths.file_segment(paths.segment_file_name(number)) == number
+        assert paths.file_segment(paths.unpublished_file_name(number)) is None
+        assert paths.manifest_segment(paths.manifest_name(number)) == number
+        unfinished = paths.unfinished_name(paths.manifest_name(number))
+        assert paths.manifest_segment(unfinished) is None
+        assert paths.is_unfinished_manifest(unfinished)
+        assert not paths.is_unfinished_manifest(paths.manifest_name(number))
+    assert not paths.is_unfinished_manifest(".tmp-notes")
+    name = paths.segment_directory_name(1000, "0123456789abcdef")
+    assert paths.segment_directory_store(name) == "0123456789abcdef"
+    assert paths.segment_directory_store("hugepool-1000-x") is None
+    assert paths.is_token("0123456789abcdef" * 2)
+    assert not paths.is_token("../0123456789abcdef")
 
 
 def test_a_private_directory_is_made_private(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hugepool_common.messages import (
     ArrayCreated,
     Attach,
     Attached,
+    Bind,
     Cancel,
     Cancelled,
     CoordinatorStopping,
@@ -56,8 +57,8 @@ from hugepool_common.spec import MAX_MEMBERS, ArraySpec, Member
 from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.events import (
     CancelSegment,
-    Identity,
     MakeSegment,
+    MakeToken,
     PeerUnreachable,
     ProcessExited,
     RequestReceived,
@@ -70,10 +71,13 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    TokenChecked,
+    TokenMade,
     UnlinkSegment,
     UnwatchProcess,
     WatchProcess,
 )
+from hugepool_server.records import Identity
 from support.coordination import (
     COORDINATOR_UID,
     REFUSAL,
@@ -117,11 +121,13 @@ def test_hello_opens_a_session_and_watches_the_process(bench: Bench) -> None:
     client = bench.client(hello=False)
     event = RequestReceived(client.peer, client.identity, 7, Hello("me", "0.1"))
     effects = bench.handle(event)
-    welcome = Welcome(1, "0.1", "f00d", 1)
     assert effects == [
         WatchProcess(1, client.identity.pid),
-        Send(client.peer, 7, welcome),
+        MakeToken(1, client.identity, "me"),
     ]
+    path = f"/run/tokens/{1:032x}"
+    welcome = Welcome(1, "0.1", "f00d0", 1, token=path, durable=True)
+    assert client.replies(7) == [welcome]
     assert bench.handle(event) == [Send(client.peer, 7, welcome)], "said twice: same session"
 
 
@@ -227,7 +233,9 @@ def test_create_makes_a_segment_then_grants_a_writable_lease(bench: Bench) -> No
     client = bench.client()
     request = CreateArray(array_spec("x"), "on", "2M", "hugetlbfs-2m")
     correlation = client.ask(request)
-    act = MakeSegment(1, 1, request.spec, "on", "2M", "hugetlbfs-2m")
+    act = MakeSegment(
+        1, 1, request.spec, "on", "2M", "hugetlbfs-2m", client.identity, client.session
+    )
     assert bench.making == {1: act}
     assert client.replies(correlation) == []
     bench.finish_making("x")
@@ -387,7 +395,9 @@ def test_cancel_reaches_own_requests_under_way_only(bench: Bench) -> None:
 def test_an_outcome_that_nobody_waits_for_leaves_nothing(bench: Bench, token: int) -> None:
     client = bench.client()
     client.create("x")
-    stray, pages = segment_of(MakeSegment(token, 55, array_spec("y"), "try", "auto", ""))
+    stray, pages = segment_of(
+        MakeSegment(token, 55, array_spec("y"), "try", "auto", "", client.identity, 1)
+    )
     bench.made.add(55)
     assert bench.handle(SegmentMade(token, stray, pages)) == [UnlinkSegment(stray)]
     assert bench.handle(SegmentRefused(token, REFUSAL)) == []
@@ -466,7 +476,7 @@ def test_seal_makes_own_leases_read_only(bench: Bench) -> None:
     client = bench.client()
     created = client.create("x")
     correlation = client.ask(Seal("x"))
-    assert bench.sealing == {2: SealSegment(2, created.array.segment)}
+    assert bench.sealing == {2: SealSegment(2, created.array.segment, created.array.spec)}
     assert client.replies(correlation) == []
     bench.finish_sealing()
     assert client.reply(correlation, Sealed).array.sealed
@@ -733,7 +743,7 @@ def test_stats_count(bench: Bench) -> None:
         client.submit(rows=(0, 1))
     worker.done(worker.part())
     counted = client.call(Stats(), Counted)
-    assert (counted.instance, counted.pid, counted.version) == ("f00d", 1, "0.1")
+    assert (counted.instance, counted.pid, counted.version) == ("f00d0", 1, "0.1")
     assert (counted.sessions, counted.arrays) == (2, 2)
     assert (counted.nbytes, counted.length, counted.huge_bytes) == (16_000, 16_384, 0)
     assert (counted.jobs_running, counted.jobs_done, counted.jobs_failed) == (1, 1, 0)
@@ -745,6 +755,9 @@ def test_uptime_counts_from_the_first_event_unless_told() -> None:
     coordinator = Coordinator(instance="i", pid=1, uid=0, version="0")
     identity = Identity(0, 0, 5)
     coordinator.handle(RequestReceived(b"p", identity, 1, Hello("c", "0")), 1000)
+    coordinator.handle(TokenMade(1, "/run/tokens/1"), 1000)
+    coordinator.handle(RequestReceived(b"p", identity, 1, Bind()), 1000)
+    coordinator.handle(TokenChecked(1, held=True), 1000)
     *_, send = coordinator.handle(RequestReceived(b"p", identity, 2, Stats()), 1700)
     assert isinstance(send, Send)
     assert isinstance(send.message, Counted)
@@ -770,7 +783,7 @@ def test_repr_tells_counts(bench: Bench) -> None:
     client.submit(rows=(0, 1))
     client.ask(CreateArray(array_spec("y")))
     counts = "2 sessions, 1 arrays, 1 leases, 1 workers, 1 jobs, 1 acts"
-    assert repr(bench.coordinator) == f"<Coordinator f00d: {counts}>"
+    assert repr(bench.coordinator) == f"<Coordinator f00d0: {counts}>"
     bench.stop()
     assert repr(bench.coordinator).endswith("0 jobs, 1 acts, stopping>")
 
@@ -932,7 +945,7 @@ def test_a_part_that_fails_fails_the_job_with_its_own_words(bench: Bench) -> Non
     assert client.call(Stats(), Counted).jobs_failed == 1
 
 
-@pytest.mark.parametrize("how", ["exit", "vanish", "goodbye"])
+@pytest.mark.parametrize("how", ["exit", "goodbye"])
 def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None:
     client, one, two = bench.client(), bench.worker(), bench.worker()
     client.create("x")
@@ -941,8 +954,6 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     match how:
         case "exit":
             one.exit()
-        case "vanish":
-            one.vanish()
         case "goodbye":
             one.call(Goodbye(), GoodbyeSaid)
     assert one.session not in bench.watched
@@ -955,12 +966,24 @@ def test_a_workers_end_hands_its_part_to_another(bench: Bench, how: str) -> None
     assert [timing.pid for timing in client.reply(job, JobDone).timings] == [two.identity.pid] * 2
 
 
-def test_the_last_workers_end_fails_every_job(bench: Bench) -> None:
-    client, worker = bench.client(), bench.worker()
-    running, queued = client.submit(), client.submit()
-    worker.exit()
-    for job in (running, queued):
-        assert client.reply(job, Failed).code == ErrorCode.NO_WORKERS
+def test_a_worker_that_cannot_be_told_keeps_all_that_it_has_and_gets_no_more(
+    bench: Bench,
+) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.create("x")
+    one.attach("x")
+    job = client.submit(("x", "x"), rows=(0, 1, 2, 3, 4))
+    first, second = one.part(), two.part()
+    one.vanish()
+    two.done(second)
+    third = two.part()
+    assert client.call(Describe("x"), Described).reader_pids == (101, 102, 103)
+    two.vanish()
+    assert not one.reply(one.done(first), PartAccepted).stale, "it is heard of again"
+    fourth = one.part()
+    one.done(fourth)
+    assert not two.reply(two.done(third), PartAccepted).stale
+    assert client.reply(job, JobDone)
 
 
 def test_a_cancelled_job_is_answered_at_once(bench: Bench) -> None:

@@ -14,59 +14,16 @@ from hugepool_common.messages import (
     Counted,
     JobDone,
     Operand,
-    PartOperand,
     RunPart,
     SubmitJob,
     Timing,
 )
-from hugepool_server.events import Identity, MakeSegment
 from hugepool_server.job_requests import MAX_OPERANDS, check_submission
-from hugepool_server.jobs import MAX_CPU, Job, Jobs, Worker, clipped
+from hugepool_server.jobs import MAX_CPU, Jobs
 from hugepool_server.leases import Asker, Session
-from support.coordination import array_spec, segment_of
-
-CLIENT = Session(1, b"client", Identity(1000, 1000, 10), "test")
-REPORT = Timing("gather", implementation="numba", wall_ns=5, worker=99, part=99, row_stop=99)
-
-
-def session(number: int) -> Session:
-    return Session(number, b"worker%d" % number, Identity(1000, 1000, 100 + number), "worker")
-
-
-def operand(segment_id: int, *, writable: bool = False) -> PartOperand:
-    spec = array_spec(f"a{segment_id}")
-    segment, _ = segment_of(MakeSegment(1, segment_id, spec, "try", "auto", ""))
-    return PartOperand("out" if writable else "x", spec, segment, writable, "shared", not writable)
-
-
-class Crowd:
-    """Jobs with some workers registered."""
-
-    def __init__(self, workers: int, *, max_jobs: int = 9, max_workers: int = 9) -> None:
-        self.all = Jobs(max_jobs=max_jobs, max_workers=max_workers)
-        self.sessions = [session(number) for number in range(2, 2 + workers)]
-        self.workers = [self.all.register(one, ()) for one in self.sessions]
-
-    def submit(self, parts: int, *operands: PartOperand) -> Job:
-        request = SubmitJob("gather", (), tuple(range(parts + 1)))
-        return self.all.submit(request, operands, Asker(CLIENT, 1))
-
-    def assign(self, now_ns: int = 1000) -> list[tuple[int, int, int, int]]:
-        """(worker, job, part, epoch) of what was sent."""
-        sent = self.all.assign(now_ns)
-        self.all.validate()
-        return [(w.number, run.job, run.part, run.epoch) for w, run in sent]
-
-    def report(self, worker: int, job: int, part: int, epoch: int = 1) -> bool:
-        """Report a part done; whether it was taken."""
-        taken = self.all.take_report(self.sessions[worker - 1], job, part, epoch)
-        if taken is not None:
-            self.all.part_done(taken, REPORT)
-            if taken.job.done:
-                self.all.finish(taken.job, failed=False)
-        self.all.validate()
-        return taken is not None
-
+from hugepool_server.parts import Worker, clipped
+from hugepool_server.records import Identity
+from support.crowd import CLIENT, PATIENCE, Crowd, operand, session
 
 # What may be submitted --------------------------------------------------------
 
@@ -306,6 +263,13 @@ def test_worker_numbers_are_not_used_again() -> None:
     assert crowd.all.register(session(9), ()).number == 2
 
 
+def test_numbers_begin_where_they_are_told_to() -> None:
+    crowd = Crowd(2, first_number=7 << 32)
+    assert [worker.number for worker in crowd.workers] == [(7 << 32) + 1, (7 << 32) + 2]
+    assert crowd.submit(1).number == (7 << 32) + 1
+    assert crowd.assign() == [((7 << 32) + 1, (7 << 32) + 1, 0, 1)]
+
+
 def test_a_job_needs_a_worker_and_room() -> None:
     crowd = Crowd(0)
     with pytest.raises(NoWorkersError, match="needed 1 worker, had 0"):
@@ -347,7 +311,7 @@ def test_validate_sees_an_epoch_that_moved_under_work() -> None:
     running = crowd.workers[0].running
     assert running is not None
     crowd.workers[0].running = replace(running, epoch=2)
-    with pytest.raises(AssertionError, match="epoch"):
+    with pytest.raises(AssertionError, match="an epoch fell"):
         crowd.all.validate()
 
 
@@ -369,7 +333,7 @@ def test_the_largest_result_fits_a_frame() -> None:
 
 
 def test_the_largest_stats_fit_a_frame() -> None:
-    all_ = Jobs(max_jobs=1, max_workers=512)
+    all_ = Jobs(max_jobs=1, max_workers=512, patience=PATIENCE)
     for number in range(512):
         one = Session(number, b"%d" % number, Identity(HUGE, HUGE, (1 << 32) - 1), "")
         worker = all_.register(one, (MAX_CPU,) * 8)
@@ -390,7 +354,7 @@ def test_the_largest_stats_fit_a_frame() -> None:
 
 
 def test_cpus_that_would_pass_a_frame_are_left_out() -> None:
-    all_ = Jobs(max_jobs=1, max_workers=512)
+    all_ = Jobs(max_jobs=1, max_workers=512, patience=PATIENCE)
     for number in range(5):
         all_.register(session(number), tuple(range(1000)))
     assert [worker.cpus for worker in all_.describe_workers()] == [()] * 5

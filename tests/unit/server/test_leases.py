@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from hugepool_common.errors import NotEnoughMemoryError, NotPermittedError
-from hugepool_server.events import Identity
-from hugepool_server.leases import Leases, Session
+from hugepool_server.leases import Leases, Session, SessionState
+from hugepool_server.records import Identity
+
+
+def bound(leases: Leases, peer: bytes, identity: Identity) -> Session:
+    session = leases.open(peer, identity, "test")
+    leases.told_token(session, f"/run/tokens/{peer.decode()}")
+    leases.bind(session)
+    assert session.state is SessionState.BOUND
+    return session
 
 
 class Two:
@@ -14,8 +22,8 @@ class Two:
 
     def __init__(self, *, max_sessions: int = 2, max_leases: int = 3) -> None:
         self.all = Leases(max_sessions=max_sessions, max_leases=max_leases)
-        self.alice = self.all.open(b"alice", Identity(1000, 1000, 11), "test")
-        self.bob = self.all.open(b"bob", Identity(1000, 1000, 22), "test")
+        self.alice = bound(self.all, b"alice", Identity(1000, 1000, 11))
+        self.bob = bound(self.all, b"bob", Identity(1000, 1000, 22))
 
     def check(self, *segment_ids: int) -> None:
         self.all.validate(segment_ids)

@@ -14,17 +14,16 @@ from hugepool_common.errors import (
     NotEnoughMemoryError,
 )
 from hugepool_common.spec import ArraySpec
-from hugepool_server.events import Identity, MakeSegment
+from hugepool_server.events import MakeSegment
 from hugepool_server.leases import Asker, Session
-from hugepool_server.registry import (
+from hugepool_server.named_object import (
     ALLOWED,
-    Act,
-    ActKind,
     ArrayState,
     ForbiddenTransitionError,
     NamedObject,
-    Registry,
 )
+from hugepool_server.records import Identity
+from hugepool_server.registry import Act, ActKind, Registry
 from support.coordination import array_spec, segment_of
 
 ALICE = Session(1, b"alice", Identity(1000, 1000, 11), "test")
@@ -38,25 +37,31 @@ def registry(max_arrays: int = 10, max_pending_bytes: int = 1 << 40) -> Registry
 def made(all_: Registry, name: str, *, session: Session = ALICE) -> NamedObject:
     act = all_.begin_making(array_spec(name), Asker(session, 1))
     all_.end(act.token, ActKind.MAKE)
-    publish(all_, act)
+    complete(act)
     return act.subject
 
 
-def publish(all_: Registry, act: Act) -> None:
-    make = MakeSegment(act.token, act.subject.segment_id, act.subject.spec, "try", "auto", "")
-    all_.publish(act.subject, *segment_of(make), 77)
+def complete(act: Act) -> None:
+    found = act.subject
+    make = MakeSegment(
+        act.token, found.segment_id, found.spec, "try", "auto", "", found.creator, ALICE.number
+    )
+    found.made(*segment_of(make), 77)
 
 
+SEALED = [ArrayState.READY, ArrayState.SEALING, ArrayState.SEALED]
 PATHS = {
     ArrayState.MAKING: [],
     ArrayState.READY: [ArrayState.READY],
     ArrayState.SEALING: [ArrayState.READY, ArrayState.SEALING],
-    ArrayState.SEALED: [ArrayState.READY, ArrayState.SEALING, ArrayState.SEALED],
+    ArrayState.SEALED: SEALED,
+    ArrayState.PUBLISHING: [*SEALED, ArrayState.PUBLISHING],
+    ArrayState.SUPERSEDED: [*SEALED, ArrayState.SUPERSEDED],
     ArrayState.GONE: [ArrayState.GONE],
 }
 
 
-@pytest.mark.parametrize("now", ArrayState)
+@pytest.mark.parametrize("now", PATHS)
 @pytest.mark.parametrize("then", ArrayState)
 def test_a_state_changes_only_as_the_table_says(now: ArrayState, then: ArrayState) -> None:
     found = NamedObject(array_spec("x"), 1, ALICE.identity, ALICE)
@@ -75,7 +80,10 @@ def test_a_state_changes_only_as_the_table_says(now: ArrayState, then: ArrayStat
 def test_the_table_has_every_state_and_one_end() -> None:
     assert set(ALLOWED) == set(ArrayState)
     assert [state for state, after in ALLOWED.items() if not after] == [ArrayState.GONE]
-    assert ArrayState.MAKING not in frozenset().union(*ALLOWED.values())
+    reached = frozenset().union(*ALLOWED.values())
+    assert set(ArrayState) - reached == {ArrayState.MAKING, ArrayState.LOST}
+    assert set(ArrayState) - PATHS.keys() == {ArrayState.LOST}
+    assert ALLOWED[ArrayState.LOST] == {ArrayState.GONE}
 
 
 def test_the_story_is_bounded() -> None:
@@ -98,7 +106,7 @@ def test_a_name_is_taken_from_the_first_request_on() -> None:
         all_.find("x")
     assert all_.published == []
     assert all_.end(act.token, ActKind.MAKE) is act
-    publish(all_, act)
+    complete(act)
     all_.validate()
     assert all_.find("x") is act.subject
     with pytest.raises(ArrayExistsError):
@@ -147,7 +155,7 @@ def test_sealing_takes_an_act_and_keeps_the_name() -> None:
     all_.validate()
     assert not found.sealed
     assert all_.end(act.token, ActKind.SEAL) is act
-    all_.sealed(found, found.segment)
+    found.made_immutable(found.segment, "crc32:0")
     all_.validate()
     assert found.sealed
     with pytest.raises(ForbiddenTransitionError):
@@ -218,7 +226,7 @@ def test_bytes_under_way_are_limited() -> None:
         all_.begin_making(array_spec("b", 251), Asker(ALICE, 2))
     all_.begin_making(array_spec("b", 250), Asker(ALICE, 3))
     all_.end(act.token, ActKind.MAKE)
-    publish(all_, act)
+    complete(act)
     all_.begin_making(array_spec("c", 1000), Asker(ALICE, 4))
 
 

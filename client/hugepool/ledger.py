@@ -1,0 +1,167 @@
+"""What is under way in a session: requests and their replies, notices, things to be given back.
+
+Nothing here sends or waits; :class:`~hugepool.channel.Channel` does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from msgspec.structs import replace
+
+from hugepool import reunion
+from hugepool.holdings import Claim, Holdings
+from hugepool_common.messages import (
+    ArrayCreated,
+    Attached,
+    CoordinatorStopping,
+    CreateArray,
+    Destroy,
+    Detach,
+    DropSegment,
+    FromCoordinator,
+    Message,
+    Notice,
+    Reply,
+    WorkersChanged,
+)
+
+
+class Ledger:
+    """The books of one channel. Not locked: the channel's lock is held by who uses it.
+
+    Attributes
+    ----------
+    holdings
+        The leases that were granted and not given back.
+    notices
+        Those of no request, oldest first.
+    abandoned
+        Messages to be sent with the next request, and claims to be given back with it;
+        garbage collection adds some at any time.
+    stopping
+        Whether the coordinator of the moment said that it ends.
+    workers_changes
+        How often the coordinator said that its last Stats no longer tells who works.
+    """
+
+    def __init__(self) -> None:
+        self.holdings = Holdings()
+        self.notices: deque[Notice] = deque()
+        self.abandoned: deque[Message | Claim] = deque()
+        self.stopping = False
+        self.workers_changes = 0
+        self._requests: dict[int, Message] = {}
+        self._replies: dict[int, Reply] = {}
+        self._repeated: set[int] = set()
+        self._unwanted: set[int] = set()
+        self._uncertain: set[str] = set()
+
+    def begin(self, number: int, request: Message) -> Message:
+        """Expect a reply; the request as it is to be sent."""
+        if isinstance(request, CreateArray) and request.spec.name in self._uncertain:
+            request = replace(request, again=True)
+        self._requests[number] = request
+        return request
+
+    def reply(self, number: int) -> Reply | None:
+        """The reply to a request, if it has come. It stays until the request is forgotten."""
+        return self._replies.get(number)
+
+    def request(self, number: int) -> Message:
+        """A request that is not forgotten."""
+        return self._requests[number]
+
+    def was_repeated(self, number: int) -> bool:
+        """Whether a request was asked of two coordinators."""
+        return number in self._repeated
+
+    def disown(self, number: int) -> None:
+        """What this request is granted is to be given back."""
+        self._unwanted.add(number)
+
+    def forget(self, number: int, *, ended: bool = False) -> None:
+        """Expect no reply any more; `ended` says that the coordinator ended before it came."""
+        request = self._requests.pop(number, None)
+        answer = self._replies.pop(number, None)
+        self._repeated.discard(number)
+        if isinstance(request, CreateArray):
+            if answer is not None:
+                self._uncertain.discard(request.spec.name)
+            elif ended:
+                # It may have been done. Who asks for it once more is to have it.
+                self._uncertain.add(request.spec.name)
+        if answer is not None and number in self._unwanted:
+            self._unwanted.discard(number)
+            self._give_back(answer)
+
+    def note(self, number: int, message: FromCoordinator) -> None:
+        """Take in a message that came."""
+        if isinstance(message, WorkersChanged):
+            self.workers_changes += 1
+        elif isinstance(message, Notice):
+            self.stopping = self.stopping or isinstance(message, CoordinatorStopping)
+            if number == 0:
+                self.notices.append(message)
+        elif number in self._requests:
+            self.holdings.note(self._requests[number], message)
+            self._replies[number] = message
+        elif number in self._unwanted:
+            self._unwanted.discard(number)
+            self._give_back(message)
+
+    def _give_back(self, granted: Reply) -> None:
+        if isinstance(granted, ArrayCreated):
+            self.holdings.let_go(self.holdings.claim(granted.lease))
+            self.abandoned.append(Destroy(granted.array.spec.name))
+        elif isinstance(granted, Attached):
+            self.holdings.let_go(self.holdings.claim(granted.lease))
+            self.abandoned.append(Detach(granted.lease))
+
+    def next_abandoned(self) -> Message | None:
+        """What is to be sent of what was abandoned, if anything; once :meth:`sent_abandoned`."""
+        while self.abandoned:
+            first = self.abandoned[0]
+            if not isinstance(first, Claim):
+                return first
+            self.abandoned.popleft()
+            if self.holdings.let_go(first):
+                self.abandoned.appendleft(Detach(first.held.lease))
+        return None
+
+    def sent_abandoned(self) -> None:
+        """It was sent."""
+        self.abandoned.popleft()
+
+    # Between two coordinators -------------------------------------------------
+
+    def settle_abandoned(self) -> None:
+        """Before leases are told to the next coordinator: what nobody holds is not among them."""
+        for _ in range(len(self.abandoned)):
+            first = self.abandoned.popleft()
+            if isinstance(first, Claim):
+                self.holdings.let_go(first)
+            elif reunion.settled_by_end(first) is None:
+                self.abandoned.append(first)
+
+    def ask_again(self) -> list[tuple[int, Message]]:
+        """Requests to be sent to the next coordinator; the others have their replies now."""
+        again = []
+        for number, request in self._requests.items():
+            if number in self._replies:
+                continue
+            settled = reunion.settled_by_end(request) or reunion.refused_by_end(request)
+            if settled is not None:
+                self._replies[number] = settled
+            else:
+                again.append((number, reunion.second_asking(request)))
+        self._requests.update(again)
+        self._repeated.update(number for number, _ in again)
+        return again
+
+    def begin_anew(self) -> None:
+        """The next coordinator goes on: what the last one wanted and promised is void."""
+        self.stopping = False
+        self._unwanted &= self._requests.keys()  # those that were asked again
+        self.notices = deque(notice for notice in self.notices if isinstance(notice, DropSegment))
+        self.workers_changes += 1

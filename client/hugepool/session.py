@@ -1,0 +1,226 @@
+"""How a session is opened, bound to this process, and taken up again after a restart."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import zmq
+
+from hugepool.holdings import Holdings
+from hugepool.link import Link, LinkEnded
+from hugepool.listener import START_REMEDY, Listener, probe
+from hugepool.liveness import Token
+from hugepool_common._version import __version__
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    NotPermittedError,
+    ProtocolError,
+    RequestTimeoutError,
+)
+from hugepool_common.messages import (
+    Bind,
+    Bound,
+    Failed,
+    FromCoordinator,
+    Hello,
+    Message,
+    Reply,
+    Resumed,
+    Welcome,
+)
+
+HELLO_TIMEOUT_S = 10.0
+
+_M = TypeVar("_M", bound=Message)
+
+
+class Session:
+    """A link to the coordinator of the moment, and the token that says that we live.
+
+    Parameters
+    ----------
+    address
+        ``ipc://`` and the path of the coordinator's socket.
+    client
+        What this client calls itself.
+    on_message
+        As :class:`~hugepool.link.Link` takes it.
+
+    Attributes
+    ----------
+    welcome
+        What the coordinator of the moment, or the last one, said of itself.
+    coordinator_uid
+        Its user, and that of each that follows it.
+
+    Raises
+    ------
+    CoordinatorUnreachableError
+        Nobody listens there.
+    RequestTimeoutError
+        Nobody answers.
+    InvalidSpecError
+        The address is of no known kind.
+    """
+
+    welcome: Welcome
+
+    def __init__(
+        self, address: str, client: str, on_message: Callable[[int, FromCoordinator], None]
+    ) -> None:
+        self.address = address
+        self._client = client
+        self._on_message = on_message
+        self._numbers = itertools.count(1)
+        self._link: Link | None = None
+        self._token: Token | None = None
+        listener = probe(address)
+        self.coordinator_uid = listener.uid
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._open(listener)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, listener: Listener) -> None:
+        deadline = time.monotonic() + HELLO_TIMEOUT_S
+        while True:
+            try:
+                return self._join(listener)
+            except LinkEnded:
+                # It ended just now, or so many connect that it had no room for one more.
+                if time.monotonic() > deadline:
+                    raise CoordinatorUnreachableError(
+                        "the coordinator ended", where=self.address, remedy=START_REMEDY
+                    ) from None
+                self.leave()
+                listener = probe(self.address)
+
+    def take_up(self, listener: Listener, holdings: Holdings) -> None:
+        """Go on with the coordinator that was started after ours ended.
+
+        Parameters
+        ----------
+        listener
+            Who it is.
+        holdings
+            What we hold; what is gone is marked there.
+
+        Raises
+        ------
+        NotPermittedError
+            It is another user's.
+        LinkEnded, RequestTimeoutError
+            It is gone again, or does not answer.
+        """
+        if listener.uid != self.coordinator_uid:
+            raise NotPermittedError(
+                "another user's coordinator has taken the place of ours",
+                needed=f"uid {self.coordinator_uid}",
+                had=f"uid {listener.uid}",
+                where=self.address,
+                remedy="call hugepool.connect() again if you trust it",
+            )
+        self.leave()
+        instance = self.welcome.instance
+        self._join(listener)
+        if self.welcome.instance != instance:
+            holdings.lose_all()
+        for page in holdings.pages():
+            holdings.lose(self._exchange(page, Resumed).gone)
+
+    def _join(self, listener: Listener) -> None:
+        self._link = Link(self._context, self.address, listener, self._on_message)
+        former = self._token
+        welcome = self._exchange(
+            Hello(self._client, __version__, former.name if former else ""), Welcome
+        )
+        if not welcome.resumed:
+            token = Token(welcome.token, listener.uid)
+            try:
+                self._exchange(Bind(), Bound)
+            except BaseException:
+                token.close()
+                raise
+            self._token = token
+            if former is not None:
+                former.close()
+        self.welcome = welcome
+
+    def _exchange(self, message: Message, reply: type[_M]) -> _M:
+        number = self.next_number()
+        self.send(number, message)
+        deadline = time.monotonic() + HELLO_TIMEOUT_S
+        while True:
+            received = self.receive(deadline)
+            if received is None:
+                raise RequestTimeoutError(
+                    "the coordinator did not answer",
+                    needed=f"a reply within {HELLO_TIMEOUT_S:g} s",
+                    where=self.address,
+                )
+            if received[0] == number:
+                return expected(message, received[1], reply)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the coordinator is known to have ended; it looks."""
+        return self._link is None or self._link.ended
+
+    @property
+    def left(self) -> bool:
+        """Whether there is no link at the moment."""
+        return self._link is None
+
+    def next_number(self) -> int:
+        """A correlation id that none of this session's requests had."""
+        return next(self._numbers)
+
+    def send(self, correlation: int, message: Message) -> None:
+        """As :meth:`hugepool.link.Link.send`."""
+        if self._link is None:
+            raise LinkEnded
+        self._link.send(correlation, message)
+
+    def receive(
+        self, deadline: float | None, watch: Sequence[int] = ()
+    ) -> tuple[int, FromCoordinator] | None:
+        """As :meth:`hugepool.link.Link.receive`."""
+        if self._link is None:
+            raise LinkEnded
+        return self._link.receive(deadline, watch)
+
+    def leave(self) -> None:
+        """Close the link to a coordinator that ended; the token stays locked."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def close(self) -> None:
+        """End the session, if nothing else has: its token is locked no more."""
+        self.leave()
+        self._context.term()
+        if self._token is not None:
+            self._token.close()
+            self._token = None
+
+
+def expected(request: Message, answer: Reply | FromCoordinator, reply: type[_M]) -> _M:
+    """The answer to a request, which is to be of a class.
+
+    Raises
+    ------
+    HugepoolError
+        The error that was answered.
+    ProtocolError
+        It is of another class.
+    """
+    if isinstance(answer, Failed):
+        raise answer.to_error()
+    if not isinstance(answer, reply):
+        raise ProtocolError(f"unexpected reply {type(answer).__name__} to {type(request).__name__}")
+    return answer

@@ -1,0 +1,282 @@
+"""Sealed objects onto a disk, and back: what outlives the memory they are in.
+
+Every object is leased and open before the first byte is written, so that none goes
+while the others are saved. Its checksum is computed from the very bytes that are
+written, and compared with that of its seal; a restored one is compared before it is
+sealed, and once more with what the coordinator says.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import msgspec
+
+from hugepool.array import SharedObject
+from hugepool.channel import Channel
+from hugepool.leased_file import LeasedFile
+from hugepool.progress import Waiting
+from hugepool.snapshot_directory import Snapshot, SnapshotDirectory, told, write_whole
+from hugepool.snapshot_index import FORMAT, Index, SavedObject
+from hugepool.store import ArrayStore, Policy, Progress, temporary_name
+from hugepool_common.checksum import Extent, checksum_of_file
+from hugepool_common.errors import (
+    ArrayExistsError,
+    ArrayLostError,
+    ArrayNotFoundError,
+    ChecksumError,
+    InvalidSpecError,
+    SegmentChangedError,
+    SnapshotError,
+)
+from hugepool_common.messages import ArrayInfo
+from hugepool_common.spec import ArraySpec
+
+
+class SnapshotReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was written to a disk, or read back from it.
+
+    Parameters
+    ----------
+    directory, snapshot
+        Where, and the name of the snapshot there.
+    objects
+        Every object, whole.
+    skipped
+        Names of those that were left out, with the reasons.
+    wall_ns
+        How long that took.
+    """
+
+    directory: str
+    snapshot: str
+    objects: tuple[SavedObject, ...]
+    skipped: dict[str, str]
+    wall_ns: int
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes of all objects."""
+        return sum(saved.nbytes for saved in self.objects)
+
+
+def write_snapshot(
+    store: ArrayStore,
+    channel: Channel,
+    directory: str | os.PathLike[str],
+    names: Sequence[str] | None,
+    progress: Progress | None,
+) -> SnapshotReport:
+    """Save sealed objects; see ``pool.snapshot``."""
+    started_ns = time.monotonic_ns()
+    path = os.fspath(directory)
+    skipped: dict[str, str] = {}
+    with SnapshotDirectory(path, writing=True) as disk, ExitStack() as held:
+        files = _leased(store, channel, names, skipped, held)
+        total = sum(_payload(file.info.spec) for file in files)
+        done = 0
+        with disk.writing(total) as writer, Waiting(f"writing {path}") as waiting:
+            tell = progress or waiting.update
+            saved = []
+            for number, file in enumerate(files):
+                before = done
+
+                def told_so_far(done_bytes: int, _: int, before: int = before) -> None:
+                    tell(before + done_bytes, total)
+
+                with writer.data(f"{number:04}.data") as fd:
+                    saved.append(_save(file, f"{number:04}.data", fd, told_so_far))
+                done += saved[-1].nbytes
+            writer.commit(Index(FORMAT, tuple(saved)))
+    return SnapshotReport(
+        path, writer.name, tuple(saved), skipped, time.monotonic_ns() - started_ns
+    )
+
+
+def _leased(
+    store: ArrayStore,
+    channel: Channel,
+    names: Sequence[str] | None,
+    skipped: dict[str, str],
+    held: ExitStack,
+) -> list[LeasedFile]:
+    """Leases on everything that is to be saved; what cannot be is told, or raised if named."""
+    chosen = _chosen(names)
+    files = []
+    for name in [info.spec.name for info in store.list()] if chosen is None else chosen:
+        try:
+            file = held.enter_context(LeasedFile(channel, name))
+        except (ArrayNotFoundError, ArrayLostError, SegmentChangedError) as error:
+            if chosen is not None:
+                raise
+            skipped[name] = error.message
+            continue
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise SnapshotError(
+                "too many objects for this process's limit of open files",
+                needed="one descriptor for each object",
+                remedy="raise it: ulimit -n 65536",
+            ) from None
+        reason = _unfit(file.info)
+        if not reason:
+            files.append(file)
+        elif chosen is None:
+            skipped[name] = reason
+            file.close()
+        else:
+            raise InvalidSpecError(f"{name!r} cannot be saved: {reason}")
+    return files
+
+
+def _unfit(info: ArrayInfo) -> str:
+    """Why an object cannot be saved; empty if it can."""
+    if info.spec.kind == "plan" or info.spec.made_of:
+        return "it was made from another object, and is quicker to plan anew"
+    if not info.sealed:
+        return "it is not sealed"
+    return ""
+
+
+def _save(file: LeasedFile, name: str, fd: int, progress: Progress) -> SavedObject:
+    spec = file.info.spec
+    starts = [start for start, _ in _extents(spec)]
+    checksum = file.read(
+        look=lambda part, offset, view: write_whole(fd, view, starts[part] + offset),
+        progress=progress,
+    )
+    return SavedObject(name, spec, _payload(spec), checksum)
+
+
+def restore_snapshot(
+    store: ArrayStore,
+    directory: str | os.PathLike[str],
+    names: Sequence[str] | None,
+    replace: bool,
+    policy: Policy,
+) -> SnapshotReport:
+    """Make objects of a snapshot; see ``pool.restore``."""
+    started_ns = time.monotonic_ns()
+    path = os.fspath(directory)
+    with (
+        SnapshotDirectory(path, writing=False) as disk,
+        disk.open_current() as snapshot,
+        ExitStack() as undo,
+    ):
+        wanted = _wanted(snapshot, names)
+        for saved in wanted:
+            os.close(snapshot.open_data(saved))  # before anything is made
+        if not replace:
+            _refuse_taken(store, wanted)
+        made = []
+        total = sum(saved.nbytes for saved in wanted)
+        done = 0
+        progress = policy.pop("progress", None)
+        for saved in wanted:
+            before = done
+
+            def tell(done_bytes: int, _: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done_bytes, total)
+
+            name = temporary_name(saved.name) if replace else saved.name
+            spec = msgspec.structs.replace(saved.spec, name=name)
+            shared = store.make_blank(spec, **policy)
+            undo.callback(store.discard, name)
+            made.append(shared)
+            with Waiting(f"restoring {saved.name}") as waiting:
+                _fill(shared, snapshot, saved, waiting.update if progress is None else tell)
+            shared.seal()
+            _compare(saved, shared.checksum, shared.info.segment.path)
+            done += saved.nbytes
+        for shared, saved in zip(made, wanted, strict=True):
+            if replace:
+                shared.publish_as(saved.name)
+        undo.pop_all()
+        for shared in made:
+            shared.detach()
+    return SnapshotReport(path, snapshot.name, wanted, {}, time.monotonic_ns() - started_ns)
+
+
+def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[SavedObject, ...]:
+    chosen = _chosen(names)
+    if chosen is None:
+        return snapshot.index.objects
+    held = {saved.name: saved for saved in snapshot.index.objects}
+    for name in chosen:
+        if name not in held:
+            raise ArrayNotFoundError(f"the snapshot has no {name!r}", where=snapshot.path)
+    return tuple(held[name] for name in chosen)
+
+
+def _refuse_taken(store: ArrayStore, wanted: Sequence[SavedObject]) -> None:
+    taken = {info.spec.name for info in store.list()} & {saved.name for saved in wanted}
+    if taken:
+        raise ArrayExistsError(
+            "names of the snapshot are taken",
+            had=", ".join(sorted(taken))[:200],
+            remedy="destroy them, or restore with replace=True (--replace)",
+        )
+
+
+def _fill(shared: SharedObject, snapshot: Snapshot, saved: SavedObject, tell: Progress) -> None:
+    """Copy a file into an object's memory, which is all there, and check what was copied."""
+    path = os.path.join(snapshot.path, saved.file)
+    targets = shared.byte_views()
+
+    def copy(part: int, offset: int, view: memoryview) -> None:
+        targets[part][offset : offset + len(view)] = view
+
+    fd = snapshot.open_data(saved)
+    try:
+        with told(f"the data of {saved.name!r} cannot be read", path):
+            found = checksum_of_file(fd, _extents(saved.spec), where=path, look=copy, progress=tell)
+    except SegmentChangedError as error:
+        raise SnapshotError(
+            f"the data of {saved.name!r} became shorter", needed=error.needed, where=path
+        ) from None
+    finally:
+        os.close(fd)
+    if found != saved.checksum:
+        raise SnapshotError(
+            f"the data of {saved.name!r} is damaged",
+            needed=saved.checksum,
+            had=found,
+            where=path,
+        )
+
+
+def _compare(saved: SavedObject, sealed: str, where: str) -> None:
+    if sealed and sealed != saved.checksum:  # empty where the coordinator takes none
+        raise ChecksumError(
+            f"{saved.name!r} was sealed with other bytes than were restored",
+            needed=saved.checksum,
+            had=sealed,
+            where=where,
+        )
+
+
+def _chosen(names: Sequence[str] | None) -> list[str] | None:
+    """Each name once, in order; None for all there are."""
+    if names is None:
+        return None
+    return list(dict.fromkeys([names] if isinstance(names, str) else names))
+
+
+def _payload(spec: ArraySpec) -> int:
+    return sum(part.nbytes for part in spec.parts)
+
+
+def _extents(spec: ArraySpec) -> list[Extent]:
+    """Where the parts of an object lie in its data file: one after the other."""
+    placed = []
+    offset = 0
+    for part in spec.parts:
+        placed.append((offset, part.nbytes))
+        offset += part.nbytes
+    return placed

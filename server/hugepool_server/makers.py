@@ -1,0 +1,351 @@
+"""What takes long and so runs on threads: segments made, sealed and removed, with their manifests.
+
+A manifest is the commit point of what it tells: it is written after the segment is
+there, rewritten after the segment is checked, and removed before the segment
+is. Whatever fails before leaves all as it was; whatever is killed in between is
+put right by the next coordinator.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from hugepool_common.errors import (
+    ArrayBusyError,
+    CancelledError,
+    HugepoolError,
+    NotEnoughMemoryError,
+    NotPermittedError,
+)
+from hugepool_common.messages import Failed
+from hugepool_common.spec import Segment
+from hugepool_server import events
+from hugepool_server.backends import select
+from hugepool_server.backends.base import SegmentRequest
+from hugepool_server.config import Config
+from hugepool_server.manifests import Manifests
+from hugepool_server.reclaim import SegmentDirectories
+from hugepool_server.records import ArrayRecord
+from hugepool_server.sealing import check_sealed
+
+log = logging.getLogger("hugepoold")
+
+MAKER_THREADS = 4
+"""Arrays populated at once; each populates with threads of its own."""
+
+SMALL_BYTES = 64 << 20
+"""Arrays below this never wait for larger ones to be populated."""
+
+UNLINK_BYTES = 1 << 20
+"""Segments up to this are removed in less time than a thread takes to begin."""
+
+PROGRESS_INTERVAL_NS = 100_000_000
+WRITER_PATIENCE_NS = 5_000_000_000
+"""How long a seal waits for writers that were asked to let go."""
+
+_WRITER_POLL_S = 0.01
+
+_NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOLCK,
+    errno.EAGAIN,
+)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What every manifest of one coordinator says of it."""
+
+    boot_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """A segment under way, for the session whose token is `owner`."""
+
+    effect: events.MakeSegment
+    owner: str
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class Makers:
+    """The threads, and the slow effects that they perform.
+
+    Parameters
+    ----------
+    config
+        Modes, group, and whether checksums are wanted.
+    origin
+        Written into manifests.
+    directories
+        Where segments go.
+    manifests
+        Where it is written down what they are.
+    post
+        Takes the event that ends an effect; called on any thread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        origin: Origin,
+        directories: SegmentDirectories,
+        manifests: Manifests,
+        post: Callable[[events.Event], None],
+    ) -> None:
+        self._config = config
+        self._origin = origin
+        self._directories = directories
+        self._manifests = manifests
+        self._post = post
+        self._large = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
+        self._small = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="small")
+        self._sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
+        self._removers = ThreadPoolExecutor(1, thread_name_prefix="remover")
+        self._removals: set[Future[None]] = set()
+        self._unremoved: deque[Segment] = deque()
+        self._making: dict[int, _Making] = {}
+        self._commit = threading.Lock()
+        self._stopping = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Makers: {len(self._making)} segments, {len(self._removals)} removals under way>"
+
+    # On the loop's thread -----------------------------------------------------
+
+    def make(self, effect: events.MakeSegment, owner: str) -> None:
+        """Begin to make a segment for the session whose token is `owner`."""
+        making = self._making[effect.token] = _Making(effect, owner)
+        pool = self._small if effect.spec.nbytes < SMALL_BYTES else self._large
+        pool.submit(self._make, making, [*self._removals])
+
+    def cancel(self, token: int) -> None:
+        """Have a segment under way given up soon: it has no manifest from here on."""
+        making = self._making.get(token)
+        if making is None:
+            return
+        with self._commit:
+            making.cancel.set()
+            self._forget(making.effect.segment_id)
+
+    def settled(self, token: int) -> None:
+        """The outcome of a segment under way was taken in: it cannot be given up any more."""
+        self._making.pop(token, None)
+
+    def seal(self, effect: events.SealSegment) -> None:
+        """Begin to seal a segment."""
+        self._sealers.submit(self._seal, effect)
+
+    def publish(self, effect: events.PublishGeneration) -> events.Event:
+        """Give a sealed segment a name and a generation: one rename, so no thread of its own."""
+        try:
+            spec = self._manifests.known(effect.segment_id).spec
+            self._manifests.update(
+                effect.segment_id,
+                spec=msgspec.structs.replace(spec, name=effect.name),
+                generation=effect.generation,
+            )
+        except Exception as error:
+            return events.PublishRefused(effect.token, _failed(error, effect.name))
+        return events.GenerationPublished(effect.token)
+
+    def unlink(self, segment: Segment) -> None:
+        """Remove a manifest at once and its segment soon."""
+        self._forget(segment.segment_id)
+        if segment.length <= UNLINK_BYTES:
+            self._remove(segment)
+            return
+        # Giving back the pages of 5 GiB takes a second.
+        removal = self._removers.submit(self._remove, segment)
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+
+    def retry(self) -> None:
+        """Remove what could not be removed before."""
+        for _ in range(len(self._unremoved)):
+            self.unlink(self._unremoved.popleft())
+
+    @property
+    def hurried(self) -> bool:
+        """Whether :meth:`hurry` was called."""
+        return self._stopping.is_set()
+
+    def hurry(self) -> None:
+        """Let nothing wait any longer: the coordinator is to end."""
+        self._stopping.set()
+        for making in list(self._making.values()):
+            making.cancel.set()
+
+    def stop(self) -> None:
+        """End the threads; what is under way is given up, what is to be removed is removed."""
+        self.hurry()
+        for pool in (self._large, self._small, self._sealers):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._removers.shutdown(wait=True)
+
+    # On threads of ours -------------------------------------------------------
+
+    def _remove(self, segment: Segment) -> None:
+        try:
+            select.unlink_segment(segment)
+        except OSError as error:
+            log.error("cannot remove a segment yet: %s", error)
+            self._unremoved.append(segment)
+
+    def _forget(self, segment_id: int) -> None:
+        try:
+            self._manifests.remove(segment_id)
+        except OSError:
+            # The next coordinator will find it without its segment and say so.
+            log.exception("cannot remove the manifest of a segment")
+
+    def _make(self, making: _Making, removals: list[Future[None]]) -> None:
+        effect = making.effect
+        try:
+            futures.wait(removals)  # what was destroyed before this request has left its pages
+            outcome: events.Event = self._made(making)
+        except Exception as error:
+            outcome = events.SegmentRefused(effect.token, _failed(error, effect.spec.name))
+        self._post(outcome)
+
+    def _made(self, making: _Making) -> events.SegmentMade:
+        effect = making.effect
+        segment, pages = select.make_segment(
+            SegmentRequest(
+                segment_id=effect.segment_id,
+                nbytes=effect.spec.nbytes,
+                file_mode=self._config.segment_mode,
+                group=self._config.group,
+            ),
+            huge_pages=effect.huge_pages,
+            page_size=effect.page_size,
+            backing=effect.backing,
+            directories=self._directories,
+            progress=self._progress_of(effect),
+            cancel=making.cancel,
+        )
+        record = ArrayRecord(
+            spec=effect.spec,
+            segment=segment,
+            pages=pages,
+            creator=effect.creator,
+            owner=making.owner,
+            created_ns=time.monotonic_ns(),
+            generation=1,
+            sealed=False,
+            checksum="",
+            boot_id=self._origin.boot_id,
+            epoch=self._origin.epoch,
+        )
+        try:
+            with self._commit:
+                if making.cancel.is_set():
+                    raise CancelledError("making the segment was cancelled")
+                self._manifests.write(record)
+        except BaseException:
+            self._remove(segment)
+            raise
+        return events.SegmentMade(effect.token, segment, pages)
+
+    def _progress_of(self, effect: events.MakeSegment) -> Callable[[int, int], None]:
+        # A small array is there before anybody could read how far it is.
+        last_ns = time.monotonic_ns() if effect.spec.nbytes < SMALL_BYTES else 0
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            nonlocal last_ns
+            now_ns = time.monotonic_ns()
+            if now_ns - last_ns >= PROGRESS_INTERVAL_NS:
+                last_ns = now_ns
+                self._post(events.SegmentProgress(effect.token, done_bytes, total_bytes))
+
+        return progress
+
+    def _seal(self, effect: events.SealSegment) -> None:
+        try:
+            self._seal_patiently(effect.segment)
+            try:
+                checksum = self._checked(effect)
+                self._manifests.update(effect.segment.segment_id, sealed=True, checksum=checksum)
+            except BaseException:
+                _restore_mode(effect.segment, self._config.segment_mode)
+                raise
+        except Exception as error:
+            outcome: events.Event = events.SealRefused(
+                effect.token, _failed(error, effect.spec.name)
+            )
+        else:
+            outcome = events.SegmentSealed(effect.token, effect.segment, checksum)
+        self._post(outcome)
+
+    def _seal_patiently(self, segment: Segment) -> None:
+        # Workers that were told to unmap the segment do so when they read their notice.
+        deadline_ns = time.monotonic_ns() + WRITER_PATIENCE_NS
+        while True:
+            try:
+                return select.seal_segment(segment, self._config.sealed_mode)
+            except ArrayBusyError:
+                if time.monotonic_ns() > deadline_ns:
+                    raise
+            if self._stopping.wait(_WRITER_POLL_S):
+                raise CancelledError("the coordinator is stopping")
+
+    def _checked(self, effect: events.SealSegment) -> str:
+        return check_sealed(
+            effect.segment,
+            effect.spec,
+            cancel=self._stopping,
+            checksums=self._config.checksums,
+        )
+
+
+def _restore_mode(segment: Segment, file_mode: int) -> None:
+    """Let a segment be written to again whose seal was refused."""
+    with suppress(OSError):  # it is gone, and so is whoever could have written
+        fd = os.open(segment.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) == (segment.device, segment.inode):
+                os.fchmod(fd, file_mode)
+        finally:
+            os.close(fd)
+
+
+def _failed(error: Exception, name: str) -> Failed:
+    """The reply to a request that ended so; what is no error of ours is logged too."""
+    if isinstance(error, HugepoolError):
+        return Failed.from_error(error)
+    if not isinstance(error, OSError):
+        log.error("an act on %s failed", name, exc_info=error)
+        return Failed.from_error(error)
+    where = str(error.filename or "")
+    if error.errno in _NO_ROOM:
+        return Failed.from_error(
+            NotEnoughMemoryError(
+                f"no room for {name!r} and its record: {error.strerror}",
+                where=where,
+                remedy="make room in the runtime directory, or destroy arrays",
+            )
+        )
+    kind = NotPermittedError if error.errno in _NOT_ALLOWED else HugepoolError
+    log.error("an act on %s failed: %s", name, error)
+    return Failed.from_error(
+        kind(f"the system refuses what {name!r} needs: {error.strerror or error}", where=where)
+    )

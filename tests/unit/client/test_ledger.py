@@ -1,0 +1,218 @@
+"""What is under way when a coordinator ends, and what becomes of it."""
+
+from __future__ import annotations
+
+from hugepool.ledger import Ledger
+from hugepool_common.errors import ErrorCode
+from hugepool_common.messages import (
+    ArrayCreated,
+    Attach,
+    Attached,
+    Cancel,
+    Cancelled,
+    CoordinatorStopping,
+    Counted,
+    CreateArray,
+    CreateProgress,
+    Destroy,
+    Detach,
+    DropSegment,
+    Failed,
+    Held,
+    List,
+    Listed,
+    Message,
+    RunPart,
+    Seal,
+    Sealed,
+    Stats,
+    SubmitJob,
+    WorkersChanged,
+)
+from support.messages import SPEC, info
+
+NOTHING = Listed((), more=False)
+
+
+def held(ledger: Ledger) -> list[Held]:
+    return [held for page in ledger.holdings.pages() for held in page.leases]
+
+
+def sent(ledger: Ledger) -> list[Message]:
+    """What the next request takes along."""
+    messages = []
+    while (message := ledger.next_abandoned()) is not None:
+        messages.append(message)
+        ledger.sent_abandoned()
+    return messages
+
+
+def test_a_reply_stays_until_its_request_is_forgotten() -> None:
+    ledger = Ledger()
+    ledger.begin(1, List())
+    assert ledger.reply(1) is None
+    ledger.note(1, NOTHING)
+    assert ledger.reply(1) is NOTHING
+    ledger.forget(1)
+    assert ledger.reply(1) is None
+
+
+def test_a_reply_to_nothing_that_is_wanted_is_dropped() -> None:
+    ledger = Ledger()
+    ledger.note(9, NOTHING)
+    ledger.note(9, Attached(1, info(1)))
+    assert ledger.reply(9) is None
+    assert held(ledger) == []
+
+
+def test_what_is_granted_is_held_before_anybody_looks_at_the_reply() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Attach("x"))
+    ledger.note(1, Attached(4, info(2)))
+    assert held(ledger) == [Held(4, 2, readonly=True)]
+
+
+def test_what_a_request_that_was_given_up_is_granted_goes_back() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Attach("x"))
+    ledger.disown(1)
+    ledger.note(1, Attached(4, info(2)))  # while it is being cancelled
+    ledger.forget(1)
+    ledger.begin(2, CreateArray(SPEC))
+    ledger.disown(2)
+    ledger.forget(2)
+    ledger.note(2, ArrayCreated(5, info(3)))  # after that
+    assert sent(ledger) == [Detach(4), Destroy("x")]
+    assert held(ledger) == []
+
+
+def test_notices_of_a_request_are_not_those_of_the_session() -> None:
+    ledger = Ledger()
+    ledger.note(3, CreateProgress(1, 2))
+    ledger.note(0, DropSegment(8))
+    ledger.note(0, WorkersChanged())
+    assert list(ledger.notices) == [DropSegment(8)]
+    assert ledger.workers_changes == 1
+
+
+def test_requests_under_way_are_asked_of_the_next_coordinator() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Stats())
+    ledger.begin(2, CreateArray(SPEC))
+    ledger.begin(3, List())
+    ledger.note(3, NOTHING)
+    assert ledger.ask_again() == [(1, Stats()), (2, CreateArray(SPEC, again=True))]
+    assert [ledger.was_repeated(number) for number in (1, 2, 3)] == [True, True, False]
+    assert ledger.reply(3) is NOTHING
+    ledger.note(2, ArrayCreated(1 << 32, info(1)))
+    assert isinstance(ledger.reply(2), ArrayCreated)
+    ledger.forget(2)
+    assert not ledger.was_repeated(2)
+
+
+def test_a_coordinator_that_ends_again_is_followed_again() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    first, second = ledger.ask_again(), ledger.ask_again()
+    assert first == second == [(1, CreateArray(SPEC, again=True))]
+
+
+def test_a_job_under_way_is_interrupted_and_not_run_twice() -> None:
+    ledger = Ledger()
+    ledger.begin(1, SubmitJob("gather", (), (0, 10)))
+    assert ledger.ask_again() == []
+    reply = ledger.reply(1)
+    assert isinstance(reply, Failed)
+    assert reply.code == ErrorCode.JOB_INTERRUPTED
+    assert "submit it again" in reply.remedy
+
+
+def test_what_only_the_last_coordinator_could_do_is_settled() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Detach(3))
+    ledger.begin(2, Cancel(1))
+    assert ledger.ask_again() == []
+    assert ledger.reply(2) == Cancelled(found=False)
+
+
+def test_an_array_whose_making_was_left_open_is_asked_for_as_such() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.forget(1, ended=True)  # an interrupt, while nobody was there
+    assert ledger.begin(2, CreateArray(SPEC)) == CreateArray(SPEC, again=True)
+    ledger.note(2, ArrayCreated(1, info(1)))
+    ledger.forget(2)
+    assert ledger.begin(3, CreateArray(SPEC)) == CreateArray(SPEC)
+
+
+def test_an_array_whose_making_was_cancelled_is_not_uncertain() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.forget(1)
+    assert ledger.begin(2, CreateArray(SPEC)) == CreateArray(SPEC)
+
+
+def test_leases_that_nobody_holds_any_more_are_not_told() -> None:
+    ledger = Ledger()
+    for lease in (1, 2):
+        ledger.begin(lease, Attach("x"))
+        ledger.note(lease, Attached(lease, info(lease)))
+        ledger.forget(lease)
+    ledger.abandoned.extend([ledger.holdings.claim(1), Detach(9), Destroy("y")])
+    ledger.settle_abandoned()
+    assert held(ledger) == [Held(2, 2, readonly=True)]
+    assert sent(ledger) == [Destroy("y")]
+
+
+def test_a_handle_that_was_forgotten_gives_its_lease_back_once() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Attach("x"))
+    ledger.note(1, Attached(1, info(1)))
+    claim = ledger.holdings.claim(1)
+    ledger.abandoned.extend([claim, claim])
+    assert sent(ledger) == [Detach(1)]
+    assert held(ledger) == []
+
+
+def test_what_the_last_coordinator_wanted_is_void() -> None:
+    ledger = Ledger()
+    part = RunPart(1, 0, 1, "gather", "auto", (), 0, 10)
+    for notice in (part, DropSegment(4), CoordinatorStopping(), DropSegment(5)):
+        ledger.note(0, notice)
+    assert ledger.stopping
+    ledger.disown(17)
+    ledger.begin_anew()
+    assert list(ledger.notices) == [DropSegment(4), DropSegment(5)]
+    assert not ledger.stopping
+    assert ledger.workers_changes == 1
+    ledger.note(17, ArrayCreated(1, info(1)))  # a number says nothing of another coordinator's
+    assert not ledger.abandoned
+
+
+def test_what_is_asked_again_while_it_is_given_up_goes_back() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.disown(1)
+    ledger.ask_again()
+    ledger.begin_anew()
+    ledger.note(1, ArrayCreated(5, info(3)))
+    ledger.forget(1)
+    assert sent(ledger) == [Destroy("x")]
+    assert held(ledger) == []
+
+
+def test_a_seal_noted_makes_the_lease_one_for_reading() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.note(1, ArrayCreated(1, info(1)))
+    ledger.begin(2, Seal("x"))
+    ledger.note(2, Sealed(info(1)))
+    assert held(ledger) == [Held(1, 1, readonly=True)]
+
+
+def test_a_count_is_a_reply_like_any_other() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Stats())
+    counted = Counted("i", 1, "0", 0, 0, 0, 0, 0, 0, 0, 0, 0, (), ())
+    ledger.note(1, counted)
+    assert ledger.reply(1) is counted

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hugepool_common import paths
+from hugepool_common.errors import CoordinatorRunningError
+from hugepool_server.manifests import Manifests, begin_epoch, read_coordinator
+from hugepool_server.runtime import RuntimeDirectory
+from support.durable import BOOT, STORE, TOKEN, array_record
+
+
+def _serve(run: str) -> None:
+    """Leave what a coordinator leaves that served."""
+    begin_epoch(run, BOOT, lambda: STORE)
+    with Manifests(run) as manifests:
+        manifests.write(array_record())
+    os.mkdir(paths.tokens_path(run))
+    Path(paths.tokens_path(run), TOKEN).touch()
+    Path(paths.socket_path(run)).touch()
+
+
+def test_a_coordinator_that_ends_in_order_leaves_nothing(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    runtime = RuntimeDirectory(run)
+    _serve(run)
+    with pytest.raises(CoordinatorRunningError):
+        RuntimeDirectory(run)
+    with Manifests(run) as manifests:
+        manifests.remove(array_record().segment.segment_id)
+    os.mkdir(paths.quarantine_path(run))
+    runtime.close()
+    runtime.close()
+    assert not os.path.exists(run)
+
+
+def test_what_is_kept_is_there_for_the_next(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    runtime = RuntimeDirectory(run)
+    _serve(run)
+    runtime.close(keep=True)
+    assert sorted(os.listdir(run)) == ["arrays", "coordinator", "tokens"]
+    assert os.listdir(paths.tokens_path(run)) == [TOKEN]
+    record = read_coordinator(run)
+    assert record is not None
+    assert record.epoch == 1
+
+
+def test_records_of_arrays_that_live_are_not_removed(tmp_path: Path) -> None:
+    """An embedded coordinator may be started in the directory of a service that crashed."""
+    run = str(tmp_path / "run")
+    os.mkdir(run, 0o700)
+    _serve(run)
+    RuntimeDirectory(run).close()
+    assert read_coordinator(run) is not None
+    assert os.listdir(paths.tokens_path(run)) == [TOKEN]
+    assert len(os.listdir(paths.manifests_path(run))) == 1
+
+
+def test_what_a_person_put_there_stays(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    runtime = RuntimeDirectory(run)
+    begin_epoch(run, BOOT, lambda: STORE)
+    for directory in (paths.tokens_path(run), paths.quarantine_path(run)):
+        os.mkdir(directory)
+        Path(directory, "notes.txt").touch()
+    runtime.close()
+    assert sorted(os.listdir(run)) == ["quarantine", "tokens"]
