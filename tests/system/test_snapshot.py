@@ -327,7 +327,6 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new(service: Service, tmp_pa
     elements = 2_000_000
     took_s = 0.0
     last = 0.0
-    outcomes: list[str] = []
     with hugepool.connect(service.address) as pool:
         for value in range(1, KILLS + 1):
             for name in "ab":
@@ -348,7 +347,7 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new(service: Service, tmp_pa
                 assert process.stdout.readline() == "done\n"
                 took_s = time.monotonic() - started
             else:
-                time.sleep(chance.uniform(0, took_s))
+                time.sleep(chance.uniform(0, 2 * took_s))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             held = read_held(root)
@@ -358,12 +357,10 @@ def test_kill_9_at_any_moment_leaves_the_old_or_the_new(service: Service, tmp_pa
             now = found.pop()
             assert now in (last, float(value)), "neither the old nor the new"
             assert held == {name: np.full(elements, now).tobytes() for name in "ab"}
-            outcomes.append("new" if now == value else "old")
             last = now
         pool.snapshot(root)
         assert len([entry for entry in root.iterdir() if entry.is_dir()]) == 1
         assert settles(lambda: all(info.readers <= 1 for info in pool.list())), "leases were left"
-    print(outcomes)
 
 
 def test_two_snapshots_into_one_directory(
