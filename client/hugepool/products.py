@@ -292,7 +292,7 @@ class Products(OperandStore):
         if key not in kept:
             parts, dtype = key
             ends = np.array(partition.merge_path(matrix.indptr, parts), np.int64)
-            bounds = self.put(self._temporary_name("bounds"), ends)
+            bounds = self.put(self._temporary_name("bounds"), ends, seal=False)
             bounds.destroy_with_handle()
             carry = self.create(self._temporary_name("carry"), 2 * parts, dtype)
             carry.destroy_with_handle()

@@ -54,7 +54,8 @@ class OperandStore(ArrayStore):
         if isinstance(operand, (str, SharedObject)):
             yield operand, self._spec(operand)
             return
-        shared = self.put(self._temporary_name(role), operand)
+        # Not sealed: then it goes with this process, however that ends.
+        shared = self.put(self._temporary_name(role), operand, seal=False)
         try:
             with shared:
                 yield shared, shared.spec

@@ -309,6 +309,9 @@ class Sweep:
             raise
         finally:
             tracer.stop()
+        if _hit_elsewhere(point, tracer):
+            self.abandon()
+            return ""
         fired = self._has_fired(point, target, tracer)
         if outcome == "refused to start":
             self._restarted()

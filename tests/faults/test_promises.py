@@ -85,6 +85,34 @@ def test_what_a_killed_client_held_is_free_and_what_it_had_not_sealed_is_gone(
         assert settles(lambda: len(os.listdir(service.directory / "tokens")) == tokens - 1, 2)
 
 
+GATHERER = """
+import os, signal, hugepool, numpy as np
+pool = hugepool.connect()
+x = pool.attach("x")
+pool.start_workers(1)
+for worker in pool.stats().workers:
+    os.kill(worker.pid, signal.SIGSTOP)
+print("ready", flush=True)
+pool.gather(x, np.arange(10), out="g", workers=1)
+"""
+
+
+def test_a_client_killed_in_a_job_leaves_none_of_its_temporaries(service: Service) -> None:
+    need("numba")
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        victim = service.spawn(sys.executable, "-c", GATHERER)
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "ready\n"
+        assert settles(lambda: pool.stats().jobs_running == 1)
+        worker = pool.stats().workers[0].pid
+        assert len(names(pool)) == 3  # x, its index and its result
+        victim.kill()
+        os.kill(worker, signal.SIGCONT)
+        assert settles(lambda: names(pool) == ["x"], 10), names(pool)
+
+
 def test_a_stopped_client_keeps_what_it_holds(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
