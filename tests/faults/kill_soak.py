@@ -60,6 +60,8 @@ class Ledger:
             call = told["begin"]
             for name, value in self._results(call):
                 self.possible.setdefault(name, {ABSENT}).add(value)
+                if call["verb"] == "put":  # one that fails halfway may find nobody to tell
+                    self.possible[name].add(OPEN)
         elif "end" in told:
             call, outcome = told["end"], told["outcome"]
             self.outcomes[call["verb"], outcome.split(":")[0]] += 1

@@ -52,7 +52,7 @@ def sealed(content: int) -> dict[str, object]:
 def test_the_ledger_wants_what_was_acknowledged() -> None:
     ledger = Ledger()
     ledger.hear(told("put", "c0-1", 5))
-    assert ledger.possible["c0-1"] == {ABSENT, 5}
+    assert ledger.possible["c0-1"] == {ABSENT, OPEN, 5}
     assert not ledger.compare({})  # it had begun, so it may have failed
     ledger.hear(told("put", "c0-1", 6))
     ledger.hear(told("put", "c0-1", 6, "ok"))
