@@ -421,11 +421,17 @@ class Sweep:
                 raise Broken(f"the reader of {name} reads something else now")
         if not restart:
             return
+        if point.fault != KILL:
+            # What could not be removed is tried again every second.
+            eventually(lambda: self._names_on_disk() <= set(scene.reader.ask("look")), 3.0)
         self._restarted()
         self._expect(scene, allowed, f"{outcome}, and after another start")
         found = self._world.remains()
         if found.orphans or found.strays:
             raise Broken(f"after a start: {sorted(found.orphans)} {sorted(found.strays)}")
+
+    def _names_on_disk(self) -> set[str]:
+        return {record["spec"]["name"] for record in self._world.remains().described.values()}
 
     def _expect(self, scene: Scene, allowed: list[State], when: str) -> None:
         """What the reader finds is one of some states, soon: the dead are noticed a bit later."""

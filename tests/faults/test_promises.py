@@ -113,6 +113,18 @@ def test_a_client_killed_in_a_job_leaves_none_of_its_temporaries(service: Servic
         assert settles(lambda: names(pool) == ["x"], 10), names(pool)
 
 
+def test_a_temporary_that_outlives_its_coordinator_is_destroyed_by_the_next(
+    service: Service,
+) -> None:
+    service.start("--keep")
+    with hugepool.connect(service.address) as pool:
+        pool.put("temporary", [1.0], seal=False)
+        assert service.stop() == 0
+        pool.discard("temporary")  # there is nobody to be told
+        service.start("--keep")
+        assert settles(lambda: not names(pool))
+
+
 def test_a_stopped_client_keeps_what_it_holds(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
