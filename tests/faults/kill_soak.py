@@ -194,6 +194,8 @@ class KillSoak:
         return worker.main(["--address", self._world.address])
 
     def _lives(self, child: Child) -> bool:
+        if child.pid in self._ours:
+            child.wait(10)  # it may still be at dying
         if child.alive:
             return True
         assert child.status is not None

@@ -242,7 +242,8 @@ class Soaker:
             self._detach(handle)
         handle = None
         gc.collect()
-        self._call("stats", "", None, lambda: self.pool.stats().sessions)
+        for _ in range(2):  # the first may find another coordinator, the second tells it the rest
+            self._call("stats", "", None, lambda: self.pool.stats().sessions)
 
 
 def say(told: dict[str, Any]) -> None:
