@@ -1,4 +1,4 @@
-"""What only real processes show: death, stops, forks, pids, signals, and peers that misbehave."""
+"""What only real processes show: temporaries of the dead, pids used again, clocks, strangers' words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,44 +44,17 @@ pool = hugepool.connect()
 x = pool.attach("x")
 mine = pool.create("mine", 1000)
 print("ready", flush=True)
-{then}
 signal.pause()
 """
 
 PACKAGES = (hugepool, hugepool_common, hugepool_server)
 
 
-def holder(service: Service, then: str = "") -> subprocess.Popen[str]:
-    """A client that has attached x and made an array of its own."""
-    made = service.spawn(sys.executable, "-c", HOLDER.format(then=then))
-    assert made.stdout is not None
-    assert made.stdout.readline() == "ready\n"
-    return made
-
-
 def names(pool: hugepool.Pool) -> list[str]:
     return [info.spec.name for info in pool.list()]
 
 
-def readers(pool: hugepool.Pool) -> tuple[int, ...]:
-    return pool.describe("x").reader_pids
-
-
-# Death, stops, forks ----------------------------------------------------------
-
-
-def test_what_a_killed_client_held_is_free_and_what_it_had_not_sealed_is_gone(
-    service: Service,
-) -> None:
-    service.start()
-    with hugepool.connect(service.address) as pool:
-        pool.put("x", np.arange(10.0))
-        victim = holder(service)
-        assert victim.pid in readers(pool)
-        tokens = len(os.listdir(service.directory / "tokens"))
-        victim.kill()
-        assert settles(lambda: victim.pid not in readers(pool) and names(pool) == ["x"], 2)
-        assert settles(lambda: len(os.listdir(service.directory / "tokens")) == tokens - 1, 2)
+# What the dead leave ----------------------------------------------------------
 
 
 GATHERER = """
@@ -123,47 +95,6 @@ def test_a_temporary_that_outlives_its_coordinator_is_destroyed_by_the_next(
         pool.discard("temporary")  # there is nobody to be told
         service.start("--keep")
         assert settles(lambda: not names(pool))
-
-
-def test_a_stopped_client_keeps_what_it_holds(service: Service) -> None:
-    service.start()
-    with hugepool.connect(service.address) as pool:
-        pool.put("x", np.arange(10.0))
-        stopped = holder(service)
-        os.kill(stopped.pid, signal.SIGSTOP)
-        # Longer than anything that looks for the dead takes to come round.
-        ends = time.monotonic() + 3.5
-        while time.monotonic() < ends:
-            assert stopped.pid in readers(pool)
-            assert names(pool) == ["mine", "x"]
-            time.sleep(0.1)
-        os.kill(stopped.pid, signal.SIGCONT)
-        assert stopped.pid in readers(pool)
-
-
-def test_a_fork_child_does_not_keep_a_dead_client_alive(service: Service) -> None:
-    service.start()
-    with hugepool.connect(service.address) as pool:
-        pool.put("x", np.arange(10.0))
-        parent = holder(service, "import os\nif os.fork() == 0: signal.pause()")
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        assert settles(lambda: bool(children.read_text().split()))
-        (child,) = map(int, children.read_text().split())
-        try:
-            parent.kill()
-            assert settles(lambda: names(pool) == ["x"] and parent.pid not in readers(pool), 2)
-            assert Path(f"/proc/{child}").exists()
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
-def test_a_client_that_becomes_another_program_has_ended(service: Service) -> None:
-    service.start()
-    with hugepool.connect(service.address) as pool:
-        pool.put("x", np.arange(10.0))
-        changed = holder(service, "import os\nos.execvp('sleep', ['sleep', '100'])")
-        assert settles(lambda: names(pool) == ["x"] and changed.pid not in readers(pool), 5)
-        assert changed.poll() is None
 
 
 REUSED_PID = """
@@ -226,7 +157,7 @@ def test_a_pid_that_is_used_again_does_not_revive_a_session(tmp_path: Path) -> N
     done = subprocess.run(
         [
             *("unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", REUSED_PID),
-            *(str(tmp_path / "run"), HOLDER.format(then="")),
+            *(str(tmp_path / "run"), HOLDER),
         ],
         capture_output=True,
         text=True,
@@ -334,126 +265,3 @@ def test_what_is_unknown_is_a_typed_error_and_the_session_goes_on(
         assert isinstance(refusal, Failed)
         assert refusal.code == ErrorCode.PROTOCOL, refusal
         assert isinstance(session.ask(wire.encode(8, Stats())), Counted)
-
-
-def memory_of(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
-
-
-def test_a_peer_that_never_reads_costs_others_nothing(service: Service) -> None:
-    """Its replies are dropped beyond a bound: the coordinator neither waits nor grows."""
-    service.start()
-    assert service.process is not None
-    with hugepool.connect(service.address) as pool:
-        for number in range(32):  # so that a reply has some weight
-            pool.put(f"array-{number}", [1.0])
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        mute = RawSession(service, context)
-        before = memory_of(service.process.pid)
-        frames = wire.encode(9, List())
-        for round_ in range(40):
-            for _ in range(500):
-                try:
-                    mute.socket.send_multipart(frames, zmq.NOBLOCK)
-                except zmq.Again:
-                    break  # nobody takes its requests any more: bounded as well
-            assert len(pool.list()) == 32, round_
-        assert memory_of(service.process.pid) - before < 64 << 20
-        mute.socket.close()
-        context.term()
-        assert pool.stats().sessions == 2  # its process lives: what it holds stays
-        mute.let_go()
-        assert settles(lambda: pool.stats().sessions == 1, 5)
-
-
-# Signals ----------------------------------------------------------------------
-
-
-def test_a_signal_ends_it_while_an_array_is_being_made(service: Service) -> None:
-    service.start()
-    assert service.process is not None
-    maker = service.spawn(
-        sys.executable,
-        "-c",
-        "import hugepool\n"
-        "pool = hugepool.connect()\n"
-        "told = []\n"
-        "def progress(done, total):\n"
-        "    if not told:\n"
-        "        told.append(1)\n"
-        "        print('begun', flush=True)\n"
-        "try:\n"
-        "    pool.create('big', 250_000_000, backing='shm-4k', progress=progress)\n"
-        "except hugepool.HugepoolError as error:\n"
-        "    print('refused', type(error).__name__)\n",
-    )
-    assert maker.stdout is not None
-    assert maker.stdout.readline() == "begun\n"
-    service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(20) == 0
-    assert maker.stdout.readline().startswith("refused")
-    assert not service.directory.exists()
-
-
-# Restart ----------------------------------------------------------------------
-
-
-MULTIPLIER = """
-import sys, hugepool, numpy as np
-pool = hugepool.connect()
-A, x = pool.attach("A"), pool.attach("x")
-expected = A.as_scipy() @ x.array
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    pool.matvec(A, x, out="y", workers=2)
-except hugepool.HugepoolError as error:
-    print(type(error).__name__, flush=True)
-print(np.array_equal(A.as_scipy() @ x.array, expected), flush=True)
-sys.stdin.readline()
-y = pool.matvec(A, x, out="y2", workers=2)
-print(np.array_equal(y.array, expected), flush=True)
-"""
-
-
-def test_a_coordinator_killed_in_a_job_loses_the_job_and_no_array(service: Service) -> None:
-    need("numba")
-    import scipy.sparse
-
-    service.start()
-    workers = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "2")
-    with hugepool.connect(service.address) as pool:
-        assert settles(lambda: len(pool.stats().workers) == 2, 60)
-        pids = [worker.pid for worker in pool.stats().workers]
-        pool.put("A", scipy.sparse.random_array((3000, 3000), density=0.01, format="csr", rng=1))
-        pool.put("x", np.arange(3000.0))
-        client = subprocess.Popen(
-            [sys.executable, "-c", MULTIPLIER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HUGEPOOL_ADDRESS": service.address},
-        )
-        assert client.stdin is not None and client.stdout is not None
-        try:
-            assert client.stdout.readline() == "ready\n"
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)  # so the job lasts
-            client.stdin.write("\n")
-            client.stdin.flush()
-            assert settles(lambda: pool.stats().jobs_running == 1)
-            service.kill()
-            service.start()
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-            assert client.stdout.readline() == "JobInterruptedError\n"
-            assert client.stdout.readline() == "True\n"  # it reads on, in the same mapping
-            assert {"A", "x"} <= set(names(pool))
-            client.stdin.write("\n")
-            client.stdin.flush()
-            assert client.stdout.readline() == "True\n"
-        finally:
-            client.kill()
-            client.communicate()
-    workers.terminate()
