@@ -1,4 +1,4 @@
-"""What only real processes show: temporaries of the dead, pids used again, clocks, strangers' words."""
+"""What only real processes show: what the dead leave, pids used again, clocks, strange words."""
 
 from __future__ import annotations
 
