@@ -62,7 +62,12 @@ class Token:
             raise
 
     def _check(self, path: str, owner_uid: int) -> None:
-        status = os.fstat(self._fd)
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise NotPermittedError(
+                f"the token of this session cannot be looked at: {error.strerror}", where=path
+            ) from None
         if not stat.S_ISREG(status.st_mode) or status.st_uid != owner_uid:
             raise NotPermittedError(
                 "the token of this session is not the coordinator's",

@@ -16,6 +16,7 @@ from hugepool.liveness import Token
 from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
+    HugepoolError,
     NotPermittedError,
     ProtocolError,
     RequestTimeoutError,
@@ -25,6 +26,8 @@ from hugepool_common.messages import (
     Bound,
     Failed,
     FromCoordinator,
+    Goodbye,
+    GoodbyeSaid,
     Hello,
     Message,
     Reply,
@@ -140,7 +143,12 @@ class Session:
             Hello(self._client, __version__, former.name if former else ""), Welcome
         )
         if not welcome.resumed:
-            token = Token(welcome.token, listener.uid)
+            try:
+                token = Token(welcome.token, listener.uid)
+            except HugepoolError:
+                # Else it would wait for our lock for minutes.
+                self._exchange(Goodbye(), GoodbyeSaid)
+                raise
             try:
                 self._exchange(Bind(), Bound)
             except BaseException:

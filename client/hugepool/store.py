@@ -16,7 +16,12 @@ from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
-from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    HugepoolError,
+    InvalidSpecError,
+    RequestTimeoutError,
+)
 from hugepool_common.messages import (
     ArrayCreated,
     ArrayInfo,
@@ -290,9 +295,12 @@ class ArrayStore:
         return self._make(_HANDLES[spec.kind], spec.checked(), policy)
 
     def discard(self, name: str) -> None:
-        """Destroy what nobody else has heard of, if it is still there."""
+        """Destroy what nobody else has heard of, if it is still there; later if need be."""
         try:
             self.destroy(name)
+        except (CoordinatorUnreachableError, RequestTimeoutError):
+            # The next coordinator takes it over, with this session: tell that one.
+            self._channel.post_later(Destroy(name))
         except HugepoolError:
             pass  # it went with its coordinator, or has another name by now
 

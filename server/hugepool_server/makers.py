@@ -169,8 +169,10 @@ class Makers:
         return events.GenerationPublished(effect.token)
 
     def unlink(self, segment: Segment) -> None:
-        """Remove a manifest at once and its segment soon."""
-        self._forget(segment.segment_id)
+        """Remove a manifest at once and its segment soon, or both later."""
+        if not self._forget(segment.segment_id):
+            self._unremoved.append(segment)
+            return
         if segment.length <= UNLINK_BYTES:
             self._remove(segment)
             return
@@ -211,12 +213,14 @@ class Makers:
             log.error("cannot remove a segment yet: %s", error)
             self._unremoved.append(segment)
 
-    def _forget(self, segment_id: int) -> None:
+    def _forget(self, segment_id: int) -> bool:
+        """Whether there is no manifest any more; one without its segment is an array lost."""
         try:
             self._manifests.remove(segment_id)
-        except OSError:
-            # The next coordinator will find it without its segment and say so.
-            log.exception("cannot remove the manifest of a segment")
+        except OSError as error:
+            log.error("cannot remove the manifest of a segment yet: %s", error)
+            return False
+        return True
 
     def _make(self, making: _Making, removals: list[Future[None]]) -> None:
         effect = making.effect

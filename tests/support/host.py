@@ -135,7 +135,7 @@ class Mounts:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._paths: list[Path] = []
-        require("mounts", _unshare_mounts(), "needs root to mount")
+        require("mounts", enter_private_mounts(), "needs root to mount")
 
     def hugetlbfs(self, options: str = "pagesize=2M") -> str:
         """Mount hugetlbfs with these options."""
@@ -174,7 +174,7 @@ class Mounts:
         return str(path)
 
 
-def _unshare_mounts() -> bool:
+def enter_private_mounts() -> bool:
     """Move this process into a mount namespace of its own, once."""
     global _private_mounts
     if _private_mounts is None:

@@ -308,6 +308,24 @@ def test_a_segment_that_cannot_be_removed_is_removed_later(
         workshop.close()
 
 
+def test_a_segment_stays_until_its_manifest_could_be_removed(mounts: Mounts) -> None:
+    """Else the next coordinator would find a destroyed array's name, and call it lost."""
+    place = mounts.tmpfs("size=1m,mode=0700")
+    workshop = Workshop(Path(place))
+    try:
+        segment = workshop.make(spec_of("x"))
+        mounts.make_read_only(place)
+        workshop.makers.unlink(segment)
+        assert os.path.exists(segment.path)
+        mounts.make_writable(place)
+        assert list(workshop.written()) == [segment.segment_id]
+        workshop.makers.retry()
+        assert workshop.written() == {}
+        assert not os.path.exists(segment.path)
+    finally:
+        workshop.close()
+
+
 def replaced(made: Segment, mount: str, workshop: Workshop) -> Segment:
     """A segment on a mount, wherever the ladder put the first one."""
     dir_fd, dir_path = workshop.directories.on(mount)
