@@ -1118,7 +1118,9 @@ def test_a_draining_coordinator_refuses_new_work(bench: Bench, request_: Request
 
 
 def test_an_idle_coordinator_stops_at_once(bench: Bench) -> None:
+    assert not bench.coordinator.stopping
     assert bench.stop() == [Stop()]
+    assert bench.coordinator.stopping
 
 
 def test_a_second_signal_does_not_wait(bench: Bench) -> None:
