@@ -156,7 +156,7 @@ class Leases:
         Sessions and leases are numbered from the next one.
     """
 
-    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int = 0) -> None:
+    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int) -> None:
         self._max_sessions = max_sessions
         self._max_leases = max_leases
         self._first_number = first_number

@@ -105,7 +105,7 @@ class Registry:
         max_pending_bytes: int,
         max_bytes: int = 0,
         max_bytes_per_user: int = 0,
-        first_number: int = 0,
+        first_number: int,
     ) -> None:
         self._max_arrays = max_arrays
         self._max_pending_bytes = max_pending_bytes

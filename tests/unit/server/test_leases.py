@@ -21,7 +21,7 @@ class Two:
     """Leases with two sessions open."""
 
     def __init__(self, *, max_sessions: int = 2, max_leases: int = 3) -> None:
-        self.all = Leases(max_sessions=max_sessions, max_leases=max_leases)
+        self.all = Leases(max_sessions=max_sessions, max_leases=max_leases, first_number=0)
         self.alice = bound(self.all, b"alice", Identity(1000, 1000, 11))
         self.bob = bound(self.all, b"bob", Identity(1000, 1000, 22))
 
@@ -55,7 +55,7 @@ def test_sessions_are_limited_and_numbers_not_used_again(two: Two) -> None:
 
 
 def test_what_a_client_calls_itself_is_cut() -> None:
-    leases = Leases(max_sessions=1, max_leases=1)
+    leases = Leases(max_sessions=1, max_leases=1, first_number=0)
     assert len(leases.open(b"a", Identity(1, 1, 1), "x" * 8000).client) == 200
 
 

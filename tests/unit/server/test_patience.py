@@ -283,6 +283,16 @@ def test_a_part_that_adds_to_what_is_there_is_not_run_again(how: str) -> None:
     assert job.over
 
 
+def test_a_job_that_fails_for_two_reasons_fails_once() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(2, operand(2, writable=True), once=True)
+    crowd.assign()
+    crowd.stop(1, 1000)
+    crowd.stop(2, 1000)
+    crowd.all.take_back_stopped(1100)
+    assert crowd.all.doomed() == [(job, job.parts[0])]
+
+
 def test_an_idle_worker_s_end_harms_no_job_that_is_run_once() -> None:
     crowd = Crowd(2)
     job = crowd.submit(1, operand(2, writable=True), once=True)

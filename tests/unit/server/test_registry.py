@@ -31,7 +31,7 @@ BOB = Session(2, b"bob", Identity(1000, 1000, 22), "test")
 
 
 def registry(max_arrays: int = 10, max_pending_bytes: int = 1 << 40) -> Registry:
-    return Registry(max_arrays=max_arrays, max_pending_bytes=max_pending_bytes)
+    return Registry(max_arrays=max_arrays, max_pending_bytes=max_pending_bytes, first_number=0)
 
 
 def made(all_: Registry, name: str, *, session: Session = ALICE) -> NamedObject:
