@@ -219,8 +219,8 @@ def test_a_segment_that_is_still_written_for_an_ended_job_is_not_used() -> None:
     crowd.assign()
     crowd.all.finish(job, failed=True)
     crowd.submit(1, operand(2))
-    crowd.submit(1, operand(3))
-    assert crowd.assign() == [(3, 3, 0, 1)]
+    crowd.submit(1, operand(1))
+    assert crowd.assign() == [(3, 3, 0, 1)], "what the old ones only read is free"
     crowd.report(1, 1, 0)
     assert crowd.assign() == [], "another part may still write"
     crowd.report(2, 1, 1)
@@ -382,6 +382,8 @@ def test_texts_are_cut_at_whole_characters_and_known_numbers_win() -> None:
     assert timing.label == "\N{SNOWMAN}" * 21
     assert (timing.tlb_note, timing.pid, timing.nnz) == ("ok", 7, 6)
     assert clipped(Timing("a\udc80b")).label == "a?b"
+    long = clipped(Timing("l" * 99, implementation="i" * 99, tlb_note="n" * 99))
+    assert [len(long.label), len(long.implementation), len(long.tlb_note)] == [64, 64, 96]
 
 
 def test_worker_is_told_in_full() -> None:

@@ -13,7 +13,7 @@ from support.crowd import CLIENT, Crowd, operand, session
 
 def test_a_part_is_taken_back_when_its_worker_has_been_stopped_for_long() -> None:
     crowd = Crowd(2)
-    job = crowd.submit(2)
+    job = crowd.submit(2, operand(1))
     assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1)]
     crowd.report(2, 1, 1)
     assert crowd.all.wake_ns is None
@@ -234,6 +234,19 @@ def test_a_job_waits_when_every_worker_is_stopped() -> None:
     assert not crowd.report(2, 1, 1)
     assert crowd.settle(1400) == [(2, 1, 0, 2)]
     assert not first.over
+
+
+def test_only_who_is_in_the_way_is_blamed() -> None:
+    crowd = Crowd(3)
+    for number in (1, 2):
+        crowd.submit(1, operand(number, writable=True))
+    crowd.assign()
+    crowd.stop(1, 1000)
+    crowd.stop(2, 1000)
+    crowd.settle(1100)
+    job = crowd.submit(1, operand(2))
+    crowd.settle(1200)
+    assert crowd.all.in_the_way(job) == [crowd.sessions[1]]
 
 
 def test_patience_that_ends_first_is_the_one_to_wake_for() -> None:
