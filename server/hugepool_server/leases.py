@@ -381,15 +381,12 @@ class Leases:
         *,
         readonly: bool,
         rows: Rows | None = None,
-    ) -> Lease:
+    ) -> None:
         """Promise a segment under a number of before; see :meth:`check_again`."""
         session.unconfirmed.discard(number)
-        lease = session.leases.get(number)
-        if lease is None:
-            lease = self._new(number, session, segment_id, readonly)
+        if number not in session.leases:
+            lease = session.leases[number] = self._new(number, session, segment_id, readonly)
             lease.rows = rows
-            session.leases[number] = lease
-        return lease
 
     def hold(self, session: Session, segment_id: int, *, readonly: bool) -> None:
         """Promise a segment to a worker, once; a later writable use widens the lease."""

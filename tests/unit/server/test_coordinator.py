@@ -873,6 +873,16 @@ def test_who_asked_for_the_workers_is_told_once_that_they_changed(bench: Bench) 
     assert len(client.notices(WorkersChanged)) == 1
 
 
+def test_the_first_worker_is_news_and_the_last_one_s_end_too(bench: Bench) -> None:
+    client = bench.client()
+    client.call(Stats(), Counted)
+    worker = bench.worker()
+    assert len(client.notices(WorkersChanged)) == 1
+    client.call(Stats(), Counted)
+    worker.exit()
+    assert len(client.notices(WorkersChanged)) == 1
+
+
 def test_who_could_not_be_told_of_the_workers_is_told_when_it_is_heard_again(
     bench: Bench,
 ) -> None:

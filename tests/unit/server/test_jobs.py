@@ -63,8 +63,11 @@ def test_a_good_job_passes(change: dict[str, object]) -> None:
         ({"rows": (-1, 2)}, "no partition"),
         ({"rows": (0, 5, 4)}, "no partition"),
         ({"rows": (0, (1 << 48) + 1)}, "no partition"),
+        ({"rows": (0, 5, (1 << 48) + 1)}, "no partition"),
         ({"kernel": ""}, "names no kernel"),
         ({"kernel": "k" * 65}, "names no kernel"),
+        ({"kernel": "k" * 99}, f"^'{'k' * 80}' names no kernel"),
+        ({"operands": (Operand("x", "a", False, "v" * 99),)}, f"had {'v' * 80}[)]"),  # type: ignore[arg-type]
         ({"kernel": "os.system('x')"}, "names no kernel"),
         ({"kernel": "gather\n"}, "names no kernel"),
         ({"implementation": "a/b"}, "names no kernel"),
