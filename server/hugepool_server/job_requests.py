@@ -159,7 +159,7 @@ class JobRequests:
 
 def _fatal(job: Job, part: Part) -> JobFailedError:
     where = f"rows {part.row_start} to {part.row_stop}"
-    if job.once and part.epoch > 1:
+    if job.once:
         return JobFailedError(
             f"a worker ended, or was stopped, within part {part.number} of job {job.number}, "
             "which cannot be run twice: it changes what it reads",

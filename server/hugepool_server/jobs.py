@@ -71,7 +71,7 @@ class Jobs:
     """
 
     def __init__(
-        self, *, max_jobs: int, max_workers: int, patience: Patience, first_number: int = 0
+        self, *, max_jobs: int, max_workers: int, patience: Patience, first_number: int
     ) -> None:
         self.patience = patience
         self._first_number = first_number

@@ -156,7 +156,7 @@ class Leases:
         Sessions and leases are numbered from the next one.
     """
 
-    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int = 0) -> None:
+    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int) -> None:
         self._max_sessions = max_sessions
         self._max_leases = max_leases
         self._first_number = first_number
@@ -381,15 +381,12 @@ class Leases:
         *,
         readonly: bool,
         rows: Rows | None = None,
-    ) -> Lease:
+    ) -> None:
         """Promise a segment under a number of before; see :meth:`check_again`."""
         session.unconfirmed.discard(number)
-        lease = session.leases.get(number)
-        if lease is None:
-            lease = self._new(number, session, segment_id, readonly)
+        if number not in session.leases:
+            lease = session.leases[number] = self._new(number, session, segment_id, readonly)
             lease.rows = rows
-            session.leases[number] = lease
-        return lease
 
     def hold(self, session: Session, segment_id: int, *, readonly: bool) -> None:
         """Promise a segment to a worker, once; a later writable use widens the lease."""

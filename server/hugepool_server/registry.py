@@ -105,7 +105,7 @@ class Registry:
         max_pending_bytes: int,
         max_bytes: int = 0,
         max_bytes_per_user: int = 0,
-        first_number: int = 0,
+        first_number: int,
     ) -> None:
         self._max_arrays = max_arrays
         self._max_pending_bytes = max_pending_bytes
@@ -285,7 +285,7 @@ class Registry:
             self._charge(found, +1)
         self._inherited = len(self._by_segment), self._charged.copy()
 
-    def begin_making(self, spec: ArraySpec, asker: Asker, *, temporary: bool = False) -> Act:
+    def begin_making(self, spec: ArraySpec, asker: Asker, *, temporary: bool) -> Act:
         """Take the name and begin to make the segment.
 
         Raises
@@ -412,7 +412,7 @@ class Registry:
                     f"the array would pass the quota {whose}",
                     needed=format_bytes(spec.nbytes),
                     had=f"{format_bytes(had)} of {format_bytes(limit)} taken",
-                    where=spec.name[:200],
+                    where=spec.name,
                     remedy="destroy arrays that are not in use, or have the quota raised",
                 )
 

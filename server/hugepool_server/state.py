@@ -181,9 +181,7 @@ class State:
             assert owner is None or self.leases.of_number(owner.number) is owner
             for lease in self.leases.on(found.segment_id):
                 assert lease.rows is None or lease.rows[1] <= found.spec.shape[0]
-                if found.sealed and not lease.readonly:
-                    held = lease.number not in lease.session.leases
-                    assert held, "a writable lease on a sealed array"
+                assert lease.readonly or not found.sealed, "a writable lease on a sealed array"
         for found in self.registry.superseded:
             asked = self.leases.asked(found.segment_id)
             used = self.jobs.uses(found.segment_id)
