@@ -120,6 +120,7 @@ class Jobs:
         """
         if not all(0 <= cpu <= MAX_CPU for cpu in cpus):
             raise InvalidSpecError("a CPU number is out of range", needed=f"0 to {MAX_CPU}")
+        self._unheard.pop(session.number, None)  # who registers, even in vain, is at no part
         worker = self._by_session.get(session.number)
         if worker is not None:
             worker.cpus = cpus
@@ -130,7 +131,6 @@ class Jobs:
                 needed=f"fewer than {self._max_workers} workers",
                 had=str(len(self._workers)),
             )
-        self._unheard.pop(session.number, None)
         self._last_worker += 1
         worker = Worker(self._last_worker, session, cpus)
         self._workers[worker.number] = self._by_session[session.number] = worker

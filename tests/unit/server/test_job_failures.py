@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -352,3 +354,14 @@ def test_a_worker_of_before_is_not_waited_for_for_ever(bench: Bench) -> None:
     assert "before the coordinator was restarted" in failed.message
     assert failed.had == f"pid {old.identity.pid}"
     assert fresh.notices(RunPart) == []
+
+
+def test_a_worker_of_before_that_is_one_too_many_is_not_waited_for() -> None:
+    bench = Bench(replace(LIMITS, max_workers=1))
+    client, old, fresh = restarted(bench)
+    job = client.submit(("x", "out"), rows=(0, 1))
+    assert fresh.notices(RunPart) == []
+    old.resume()
+    old.refused(RegisterWorker(), ErrorCode.NOT_ENOUGH_MEMORY)
+    fresh.done(fresh.part())
+    assert client.reply(job, JobDone)
