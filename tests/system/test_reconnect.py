@@ -312,6 +312,37 @@ def test_channels_of_one_process_are_sessions_of_their_own(service: Service) -> 
     pools[0].close()
 
 
+FEW_DESCRIPTORS = """
+import os, resource, hugepool
+hugepool.connect().close()
+first = os.dup(0)
+os.close(first)
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+for spare in range(24):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + spare, most))
+    try:
+        hugepool.connect(os.environ["HUGEPOOL_ADDRESS"]).close()
+        print("connected", end=" ")
+    except hugepool.NotEnoughMemoryError as error:
+        assert "ulimit -n" in str(error)
+        print("refused", end=" ")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now = os.dup(0)
+    os.close(now)
+    assert now == first, "a descriptor was left open"
+"""
+
+
+def test_a_process_short_of_descriptors_is_refused_and_not_ended(service: Service) -> None:
+    service.start()
+    done = service.run(FEW_DESCRIPTORS)
+    assert done.returncode == 0, done.stderr
+    outcomes = done.stdout.split()
+    assert outcomes[0] == "refused"
+    assert outcomes[-1] == "connected"
+    assert outcomes == sorted(outcomes, reverse=True)
+
+
 FORKER = """
 import multiprocessing, os, sys, hugepool
 pool = hugepool.connect()
