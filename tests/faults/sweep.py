@@ -684,9 +684,9 @@ def _sweep(chosen: argparse.Namespace, world: World, began: float) -> int:
 
 
 def _progress(what: str, done: int, total: int, began: float) -> None:
-    if sys.stderr.isatty() or done == total:
+    if sys.stderr.isatty() or done % 500 == 0 or done == total:
         seconds = time.monotonic() - began
-        end = "\n" if done == total else "\r"
+        end = "\r" if sys.stderr.isatty() and done < total else "\n"
         print(f"{what} {done}/{total} {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
 
 
