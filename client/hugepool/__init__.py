@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hugepool.plan_record import PlanReport
     from hugepool.pool import Pool
     from hugepool.snapshot import SnapshotReport
-    from hugepool.snapshot_directory import SavedObject
+    from hugepool.snapshot_index import SavedObject
     from hugepool.timings import JobTimings
     from hugepool_common._version import __version__
     from hugepool_common.errors import (
@@ -111,7 +111,7 @@ _HOMES = {
     "hugepool.plan_record": "PlanReport",
     "hugepool.pool": "Pool",
     "hugepool.snapshot": "SnapshotReport",
-    "hugepool.snapshot_directory": "SavedObject",
+    "hugepool.snapshot_index": "SavedObject",
     "hugepool.timings": "JobTimings",
     "hugepool_common._version": "__version__",
     "hugepool_common.errors": " ".join(name for name in __all__ if name.endswith("Error")),

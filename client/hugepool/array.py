@@ -13,6 +13,7 @@ from hugepool.lease import Lease
 from hugepool.timings import JobTimings
 from hugepool_common.errors import (
     ArrayBusyError,
+    ArrayLostError,
     CoordinatorUnreachableError,
     DetachedError,
     HugepoolError,
@@ -140,6 +141,21 @@ class SharedObject:
         """
         return self._lease.lost
 
+    def check_known(self) -> None:
+        """Refuse to name this object to the coordinator, which may call another one so now.
+
+        Raises
+        ------
+        ArrayLostError
+            It was lost in a restart of the coordinator.
+        """
+        if self.lost:
+            raise ArrayLostError(
+                f"{self.name!r} was lost when the coordinator was restarted",
+                where=self._info.segment.path,
+                remedy="its arrays can still be read here: put a copy under a name",
+            )
+
     @property
     def rows(self) -> tuple[int, int] | None:
         """The rows ``[start, stop)`` that this handle declared its own, if it did."""
@@ -185,6 +201,7 @@ class SharedObject:
         if self.sealed:
             return self
         self._channel.request(Describe(self.name), Described)  # is there anybody to ask?
+        self.check_known()
         self._refuse_live_arrays("seal")
         was_writable = self.writable
         if was_writable:
@@ -221,6 +238,7 @@ class SharedObject:
                 f"{self.name!r} is not sealed: only what changes no more can be published",
                 remedy="call seal() first",
             )
+        self.check_known()
         segment_id = self._info.segment.segment_id
         self._info = self._channel.request(Publish(name, self.name, segment_id), Published).array
         if self._destroyer is not None:  # it was to go with this handle

@@ -11,20 +11,17 @@ cannot share one session.
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TypeVar
 
 from hugepool import reunion
-from hugepool.interrupts import Uninterrupted
+from hugepool.holdings import Claim
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
-from hugepool.listener import START_REMEDY, probe
-from hugepool.progress import Waiting
 from hugepool.session import Session, expected
+from hugepool.succession import Succession, too_late
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     DetachedError,
@@ -71,11 +68,6 @@ class Channel:
     client
         What this client calls itself in the coordinator's lists.
 
-    Attributes
-    ----------
-    reunions
-        How often the session went on with a coordinator that was started again.
-
     Raises
     ------
     CoordinatorUnreachableError
@@ -86,19 +78,23 @@ class Channel:
 
     def __init__(self, address: str, *, client: str = "python") -> None:
         self.address = address
-        self.reunions = 0
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
-        self._patience_s = read_settings().reconnect_s
-        self._absence: reunion.Absence | None = None
+        patience_s = read_settings().reconnect_s
         self._ledger = Ledger()
         self._closed = False
         self._session = Session(address, client, self._ledger.note)
+        self._succession = Succession(self._session, self._ledger, patience_s)
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._closed
+
+    @property
+    def reunions(self) -> int:
+        """How often the session went on with a coordinator that was started in place of its own."""
+        return self._succession.count
 
     @property
     def workers_changes(self) -> int:
@@ -183,14 +179,18 @@ class Channel:
         finally:
             self._ledger.forget(cancel)
 
-    def release(self, lease: int) -> None:
-        """Give a lease back; one that the coordinator lost is only forgotten."""
-        if self._ledger.holdings.let_go(lease):
-            self.request(Detach(lease), Detached)
+    def claim(self, lease: int) -> Claim:
+        """What stands behind a lease that was just granted."""
+        return self._ledger.holdings.claim(lease)
 
-    def is_lost(self, lease: int) -> bool:
-        """Whether a restarted coordinator did not have what this lease was on."""
-        return self._ledger.holdings.is_lost(lease)
+    def release(self, claim: Claim) -> None:
+        """Give a lease back; one that is lost has nobody to be given back to."""
+        if self._ledger.holdings.let_go(claim):
+            self.request(Detach(claim.held.lease), Detached)
+
+    def release_later(self, claim: Claim) -> None:
+        """Give a lease back with the next request, as :meth:`post_later`."""
+        self._ledger.abandoned.append(claim)
 
     def check_owner(self, segment: Segment) -> None:
         """Refuse a segment that is no file of the coordinator's own user.
@@ -304,7 +304,7 @@ class Channel:
         """Send a request that is to be answered, now or after a reunion."""
         if isinstance(message, (CreateArray, SubmitJob)) and self._session.ended:
             # What was never sent cannot have been done: it must not be asked a second time.
-            self._catch_up(deadline)
+            self._succession.follow(deadline)
         message = self._ledger.begin(correlation, message)
         try:
             self._session.send(correlation, message)
@@ -312,9 +312,9 @@ class Channel:
             pass  # waiting for the reply finds this out
 
     def _send_abandoned(self) -> None:
-        while self._ledger.abandoned:
+        while (message := self._ledger.next_abandoned()) is not None:
             try:
-                self._session.send(self._session.next_number(), self._ledger.abandoned[0])
+                self._session.send(self._session.next_number(), message)
             except LinkEnded:
                 return
             self._ledger.sent_abandoned()
@@ -333,10 +333,10 @@ class Channel:
                 settled = reunion.settled_by_end(self._ledger.request(correlation))
                 if settled is not None:
                     return settled
-                self._catch_up(deadline)
+                self._succession.follow(deadline)
                 continue
             if received is None:
-                raise _too_late(self.address)
+                raise too_late(self.address)
             number, message = received
             if number == correlation and isinstance(message, Notice) and on_notice is not None:
                 on_notice(message)
@@ -349,77 +349,8 @@ class Channel:
         try:
             return self._session.receive(deadline, watch)
         except LinkEnded:
-            self._catch_up(deadline, watch)
+            self._succession.follow(deadline, watch)
             return None
-
-    # A coordinator that ended, and the next one -------------------------------
-
-    def _catch_up(self, deadline: float | None, watch: Sequence[int] = ()) -> None:
-        """Wait for the coordinator that follows the one that ended, and go on with it.
-
-        Returns without having done so if a watched descriptor is readable.
-
-        Raises
-        ------
-        CoordinatorUnreachableError
-            There is none.
-        RequestTimeoutError
-            There was none by the caller's own deadline.
-        """
-        self._hear_out()
-        self._session.leave()
-        durable = self.welcome.durable
-        if self._absence is None:
-            self._absence = reunion.Absence(
-                self._patience_s if durable else 0.0, in_order=self._ledger.stopping
-            )
-        absence = self._absence
-        watcher = select.poll()
-        for fd in watch:
-            watcher.register(fd, select.POLLIN)
-        with nullcontext() if watch else Waiting("the coordinator ended; waiting for the next one"):
-            while not (durable and self._taken_up()):
-                if absence.over:
-                    raise CoordinatorUnreachableError(
-                        "the coordinator ended", where=self.address, remedy=START_REMEDY
-                    )
-                if deadline is not None and time.monotonic() > deadline:
-                    raise _too_late(self.address)
-                if watcher.poll(_PROBE_MS):
-                    return
-
-    def _hear_out(self) -> None:
-        """Take in what the coordinator said before it ended."""
-        try:
-            while self._session.receive(time.monotonic()) is not None:
-                pass
-        except LinkEnded:
-            pass
-
-    def _taken_up(self) -> bool:
-        """Take the session up with whoever listens now; False if nobody does, or not for long."""
-        try:
-            listener = probe(self.address)
-        except CoordinatorUnreachableError:
-            return False
-        # Interrupted half-way, this would leave the coordinator with a session that we
-        # do not know of. It answers soon: what it found was looked through before it listened.
-        with Uninterrupted():
-            try:
-                self._ledger.settle_abandoned()
-                self._session.take_up(listener, self._ledger.holdings)
-                for number, request in self._ledger.ask_again():
-                    self._session.send(number, request)
-            except (LinkEnded, CoordinatorUnreachableError, RequestTimeoutError):
-                self._session.leave()
-                return False
-            except BaseException:
-                self._session.leave()
-                raise
-            self._ledger.begin_anew()
-            self._absence = None
-            self.reunions += 1
-        return True
 
     def _second_answer(self, request: Message, answer: Reply) -> Reply:
         """The answer to a request that was asked of two coordinators."""
@@ -433,7 +364,3 @@ class Channel:
 
 def _deadline(timeout_s: float | None) -> float | None:
     return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def _too_late(address: str) -> RequestTimeoutError:
-    return RequestTimeoutError("the coordinator did not answer in time", where=address)

@@ -420,7 +420,7 @@ class Crew:
     def _temporary(self, role: str, shape: tuple[int, ...], dtype: Any) -> Iterator[SharedArray]:
         """An array for the time of a call."""
         name = f"crew-{os.getpid()}-{self._muster.session}-{role}-{next(self._numbers)}"
-        made = self._store.create(name, shape, dtype)
+        made = self._store.create(name, shape, dtype, temporary=True)
         try:
             yield made
         finally:
@@ -428,7 +428,7 @@ class Crew:
                 made.detach()
             except ArrayBusyError:
                 pass  # an error under way holds views of it, and with the last one it goes
-            self._store.destroy(name)
+            self._store.discard(name)
 
 
 def _norm_phases(

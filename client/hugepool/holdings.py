@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -20,12 +21,24 @@ PAGE_OF_LEASES = 500
 """Leases in one Resume: they fit a frame."""
 
 
+@dataclass(slots=True, eq=False)
+class Claim:
+    """One lease that was granted to us, for as long as somebody here wants it.
+
+    Known by itself and not by its number: a coordinator that has nothing to do with the
+    one before gives the same numbers again.
+    """
+
+    held: Held
+    lost: bool = False
+    """Whether the coordinator of the moment has nothing that this could be a lease on."""
+
+
 class Holdings:
-    """Live leases by number, as replies grant them and handles give them back."""
+    """Claims by the numbers of their leases, as replies grant them and handles let them go."""
 
     def __init__(self) -> None:
-        self._held: dict[int, Held] = {}
-        self._lost: set[int] = set()
+        self._claims: dict[int, Claim] = {}
 
     def note(self, request: Message, reply: Message) -> None:
         """Take in what the reply to a request of ours changes."""
@@ -35,32 +48,44 @@ class Holdings:
             segment_id = reply.array.segment.segment_id
             self._hold(Held(reply.lease, segment_id, request.readonly, request.rows))
         elif isinstance(reply, Sealed):
-            segment_id = reply.array.segment.segment_id
-            for held in [held for held in self._held.values() if held.segment_id == segment_id]:
-                self._hold(replace(held, readonly=True, rows=None))
+            for claim in self._claims.values():
+                if claim.held.segment_id == reply.array.segment.segment_id:
+                    claim.held = replace(claim.held, readonly=True, rows=None)
 
     def _hold(self, held: Held) -> None:
-        self._held[held.lease] = held
+        self._claims[held.lease] = Claim(held)
 
-    def let_go(self, lease: int) -> bool:
-        """Forget a lease; whether the coordinator still counts it."""
-        self._lost.discard(lease)
-        return self._held.pop(lease, None) is not None
+    def claim(self, lease: int) -> Claim:
+        """What stands behind a lease that was just granted."""
+        found = self._claims.get(lease)
+        return found or Claim(Held(lease, 0, readonly=True), lost=True)
 
-    def is_lost(self, lease: int) -> bool:
-        """Whether the coordinator no longer knows what this lease was on."""
-        return lease in self._lost
+    def let_go(self, claim: Claim) -> bool:
+        """Forget a claim; whether the coordinator is to be told."""
+        known = self._claims.get(claim.held.lease) is claim
+        if known:
+            del self._claims[claim.held.lease]
+        return known
 
     def lose(self, segment_ids: Iterable[int]) -> None:
         """A restarted coordinator does not have these segments any more."""
         gone = set(segment_ids)
-        for lease in [held.lease for held in self._held.values() if held.segment_id in gone]:
-            del self._held[lease]
-            self._lost.add(lease)
+        for claim in list(self._claims.values()):
+            if claim.held.segment_id in gone:
+                self._lose(claim)
+
+    def lose_all(self) -> None:
+        """Another coordinator has taken the place of ours: its numbers mean other things."""
+        for claim in list(self._claims.values()):
+            self._lose(claim)
+
+    def _lose(self, claim: Claim) -> None:
+        claim.lost = True
+        del self._claims[claim.held.lease]
 
     def pages(self) -> Iterator[Resume]:
         """All of it, in messages of bounded length; one even if it is nothing."""
-        leases = [self._held[number] for number in sorted(self._held)]
+        leases = [self._claims[number].held for number in sorted(self._claims)]
         for start in range(0, max(1, len(leases)), PAGE_OF_LEASES):
             stop = start + PAGE_OF_LEASES
             yield Resume(tuple(leases[start:stop]), more=stop < len(leases))

@@ -225,6 +225,7 @@ class JobRunner:
             return
         self._reunions = self._channel.reunions
         before = 1 if self._known is None else self._known.count
+        before = max(before, sum(child.poll() is None for child in self._children))
         deadline = time.monotonic() + RETURN_TIMEOUT_S
         with Waiting("waiting for the workers to come back"):
             while time.monotonic() < deadline:
@@ -250,6 +251,7 @@ def _outside(workers: Sequence[WorkerInfo]) -> int:
 
 def _described(role: str, operand: SharedObject | str, writable: bool, view: View) -> Operand:
     if isinstance(operand, SharedObject):
+        operand.check_known()
         return Operand(role, operand.name, writable, view, operand.info.segment.segment_id)
     if not isinstance(operand, str):
         raise InvalidSpecError(

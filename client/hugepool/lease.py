@@ -6,7 +6,6 @@ import weakref
 
 from hugepool.channel import Channel
 from hugepool_common.errors import CoordinatorUnreachableError
-from hugepool_common.messages import Detach
 
 
 class Lease:
@@ -23,7 +22,8 @@ class Lease:
     def __init__(self, channel: Channel, number: int) -> None:
         self.number = number
         self._channel = channel
-        self._finalizer = weakref.finalize(self, channel.post_later, Detach(number))
+        self._claim = channel.claim(number)
+        self._finalizer = weakref.finalize(self, channel.release_later, self._claim)
         self._finalizer.atexit = False  # the session's end gives everything back
 
     @property
@@ -34,13 +34,13 @@ class Lease:
     @property
     def lost(self) -> bool:
         """Whether the coordinator was restarted and what this is a lease on was gone then."""
-        return self._channel.is_lost(self.number)
+        return self._claim.lost
 
     def release(self) -> None:
         """Give the lease back; again, or after the coordinator's end, does nothing."""
         if self._finalizer.detach() is None or self._channel.closed:
             return
         try:
-            self._channel.release(self.number)
+            self._channel.release(self._claim)
         except CoordinatorUnreachableError:
             pass

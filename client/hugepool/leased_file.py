@@ -88,27 +88,25 @@ class LeasedFile:
         look: Look | None = None,
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
-    ) -> None:
-        """Read the whole payload, and compare its checksum with that of the seal.
+    ) -> str:
+        """Read the whole payload, and compare its checksum with that of the seal, if there is one.
 
         Parameters
         ----------
         look, progress, cancel
             As of :func:`hugepool_common.checksum.checksum_of_file`.
 
+        Returns
+        -------
+        str
+            The checksum.
+
         Raises
         ------
-        InvalidSpecError
-            The object is not sealed, so that there is nothing to compare with.
         ChecksumError
             It is not what was sealed.
         """
         info = self.info
-        if not info.sealed or not info.checksum:
-            raise InvalidSpecError(
-                f"{info.spec.name!r} is not sealed, and so has no checksum",
-                remedy="seal it first",
-            )
         found = checksum_of_file(
             self._fd,
             [(part.offset, part.nbytes) for part in info.spec.parts],
@@ -117,7 +115,7 @@ class LeasedFile:
             progress=progress,
             cancel=cancel,
         )
-        if found != info.checksum:
+        if info.checksum and found != info.checksum:
             raise ChecksumError(
                 f"the bytes of {info.spec.name!r} are not those that were sealed",
                 needed=info.checksum,
@@ -125,6 +123,7 @@ class LeasedFile:
                 where=info.segment.path,
                 remedy="destroy it, and make or restore it again",
             )
+        return found
 
     def slices(self, part: Part) -> Iterator[memoryview]:
         """The bytes of a part in order, each slice good until the next one.
@@ -163,8 +162,14 @@ def verify(channel: Channel, name: str, progress: Progress | None) -> VerifyRepo
     """Read a sealed object, and compare it with the checksum of its seal."""
     started_ns = time.monotonic_ns()
     with LeasedFile(channel, name) as file:
+        info = file.info
+        if not info.checksum:
+            raise InvalidSpecError(
+                f"{name!r} has no checksum to compare with",
+                had="sealed by a coordinator that takes none" if info.sealed else "not sealed",
+                remedy="" if info.sealed else "seal it first",
+            )
         file.read(progress=progress)
-    info = file.info
     return VerifyReport(
         info.spec.name,
         info.generation,

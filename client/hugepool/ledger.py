@@ -10,7 +10,7 @@ from collections import deque
 from msgspec.structs import replace
 
 from hugepool import reunion
-from hugepool.holdings import Holdings
+from hugepool.holdings import Claim, Holdings
 from hugepool_common.messages import (
     ArrayCreated,
     Attached,
@@ -37,7 +37,8 @@ class Ledger:
     notices
         Those of no request, oldest first.
     abandoned
-        Messages to be sent with the next request; garbage collection adds some at any time.
+        Messages to be sent with the next request, and claims to be given back with it;
+        garbage collection adds some at any time.
     stopping
         Whether the coordinator of the moment said that it ends.
     workers_changes
@@ -47,7 +48,7 @@ class Ledger:
     def __init__(self) -> None:
         self.holdings = Holdings()
         self.notices: deque[Notice] = deque()
-        self.abandoned: deque[Message] = deque()
+        self.abandoned: deque[Message | Claim] = deque()
         self.stopping = False
         self.workers_changes = 0
         self._requests: dict[int, Message] = {}
@@ -111,28 +112,37 @@ class Ledger:
 
     def _give_back(self, granted: Reply) -> None:
         if isinstance(granted, ArrayCreated):
-            self.holdings.let_go(granted.lease)
+            self.holdings.let_go(self.holdings.claim(granted.lease))
             self.abandoned.append(Destroy(granted.array.spec.name))
         elif isinstance(granted, Attached):
+            self.holdings.let_go(self.holdings.claim(granted.lease))
             self.abandoned.append(Detach(granted.lease))
 
-    def sent_abandoned(self) -> None:
-        """The first abandoned message was sent."""
-        self._let_go(self.abandoned.popleft())
+    def next_abandoned(self) -> Message | None:
+        """What is to be sent of what was abandoned, if anything; once :meth:`sent_abandoned`."""
+        while self.abandoned:
+            first = self.abandoned[0]
+            if not isinstance(first, Claim):
+                return first
+            self.abandoned.popleft()
+            if self.holdings.let_go(first):
+                self.abandoned.appendleft(Detach(first.held.lease))
+        return None
 
-    def _let_go(self, message: Message) -> None:
-        if isinstance(message, Detach):
-            self.holdings.let_go(message.lease)
+    def sent_abandoned(self) -> None:
+        """It was sent."""
+        self.abandoned.popleft()
 
     # Between two coordinators -------------------------------------------------
 
     def settle_abandoned(self) -> None:
         """Before leases are told to the next coordinator: what nobody holds is not among them."""
         for _ in range(len(self.abandoned)):
-            message = self.abandoned.popleft()
-            self._let_go(message)
-            if reunion.settled_by_end(message) is None:
-                self.abandoned.append(message)
+            first = self.abandoned.popleft()
+            if isinstance(first, Claim):
+                self.holdings.let_go(first)
+            elif reunion.settled_by_end(first) is None:
+                self.abandoned.append(first)
 
     def ask_again(self) -> list[tuple[int, Message]]:
         """Requests to be sent to the next coordinator; the others have their replies now."""
@@ -152,6 +162,6 @@ class Ledger:
     def begin_anew(self) -> None:
         """The next coordinator goes on: what the last one wanted and promised is void."""
         self.stopping = False
-        self._unwanted.clear()
+        self._unwanted &= self._requests.keys()  # those that were asked again
         self.notices = deque(notice for notice in self.notices if isinstance(notice, DropSegment))
         self.workers_changes += 1

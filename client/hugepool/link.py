@@ -59,6 +59,13 @@ class Link:
         self._address = address
         self._on_message = on_message
         self._coordinator_fd = listener.watch(address)
+        try:
+            self._connect(context)
+        except BaseException:  # what there is of sockets, the context closes
+            self._forget_coordinator()
+            raise
+
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
@@ -70,7 +77,7 @@ class Link:
         if self._coordinator_fd >= 0:
             self._signs.append(self._coordinator_fd)
         self._poller = self._poller_of(())
-        self._socket.connect(address)
+        self._socket.connect(self._address)
 
     def close(self) -> None:
         """Let go of the socket; what was not read is lost."""
@@ -79,6 +86,9 @@ class Link:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
+        self._forget_coordinator()
+
+    def _forget_coordinator(self) -> None:
         if self._coordinator_fd >= 0:
             os.close(self._coordinator_fd)
             self._coordinator_fd = -1

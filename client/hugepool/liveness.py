@@ -9,11 +9,12 @@ restarted sees by the same lock which sessions of its predecessor still live.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 
-from hugepool_common.errors import NotPermittedError
+from hugepool_common.errors import NotEnoughMemoryError, NotPermittedError
 
 
 class Token:
@@ -35,6 +36,8 @@ class Token:
     ------
     NotPermittedError
         There is no such file to be seen here, it is another user's, or it is locked.
+    NotEnoughMemoryError
+        This process has no descriptor left.
 
     Notes
     -----
@@ -49,6 +52,12 @@ class Token:
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             self._fd = os.open(path, flags)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise NotEnoughMemoryError(
+                    f"the token of this session cannot be opened: {error.strerror}",
+                    where=path,
+                    remedy="raise the number of file descriptors with: ulimit -n",
+                ) from None
             raise NotPermittedError(
                 f"the token of this session cannot be opened: {error.strerror}",
                 where=path,
@@ -62,7 +71,12 @@ class Token:
             raise
 
     def _check(self, path: str, owner_uid: int) -> None:
-        status = os.fstat(self._fd)
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise NotPermittedError(
+                f"the token of this session cannot be looked at: {error.strerror}", where=path
+            ) from None
         if not stat.S_ISREG(status.st_mode) or status.st_uid != owner_uid:
             raise NotPermittedError(
                 "the token of this session is not the coordinator's",

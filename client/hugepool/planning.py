@@ -235,7 +235,7 @@ class Planning(Computing):
         made = {}
         for member in members:
             name = self._temporary_name(member.role)
-            made[member.role] = self.create(name, member.count, member.dtype)
+            made[member.role] = self.create(name, member.count, member.dtype, temporary=True)
             made[member.role].destroy_with_handle()
         return made
 
@@ -331,7 +331,7 @@ class Planning(Computing):
             )
         member = Member(RECORD, "|u1", RECORD_BYTES)
         spec = ArraySpec(chosen, (), "<f8", "plan", members=(member,), made_of=made_of)
-        record = self._make(PlanSegment, spec, {})
+        record = self._make(PlanSegment, spec, {"temporary": name is None})
         if name is None:
             record.destroy_with_handle()
         try:

@@ -143,6 +143,7 @@ class Pool(Planning):
         ...         step()
         """
         count = usable_cpus() if workers is None else checked_size(workers)
+        self._jobs.await_return()
         idle = sum(not worker.busy for worker in self.stats().workers)
         if count - 1 > idle:
             self._jobs.start(count - 1 - idle)
@@ -243,6 +244,11 @@ class Pool(Planning):
             The snapshot has no object of a name that was asked for.
         NotEnoughMemoryError
             It does not fit.
+
+        Notes
+        -----
+        A process that is killed at this leaves what it had sealed by then: under their
+        own names, or with `replace` under names of the form ``NAME.new-...``.
         """
         return restore_snapshot(self, directory, names, replace, policy)
 

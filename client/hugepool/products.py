@@ -292,9 +292,9 @@ class Products(OperandStore):
         if key not in kept:
             parts, dtype = key
             ends = np.array(partition.merge_path(matrix.indptr, parts), np.int64)
-            bounds = self.put(self._temporary_name("bounds"), ends)
+            bounds = self.put(self._temporary_name("bounds"), ends, temporary=True)
             bounds.destroy_with_handle()
-            carry = self.create(self._temporary_name("carry"), 2 * parts, dtype)
+            carry = self.create(self._temporary_name("carry"), 2 * parts, dtype, temporary=True)
             carry.destroy_with_handle()
             kept[key] = bounds, carry
         return kept[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,6 +17,8 @@ from hugepool.liveness import Token
 from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
+    HugepoolError,
+    NotEnoughMemoryError,
     NotPermittedError,
     ProtocolError,
     RequestTimeoutError,
@@ -25,6 +28,8 @@ from hugepool_common.messages import (
     Bound,
     Failed,
     FromCoordinator,
+    Goodbye,
+    GoodbyeSaid,
     Hello,
     Message,
     Reply,
@@ -33,6 +38,9 @@ from hugepool_common.messages import (
 )
 
 HELLO_TIMEOUT_S = 10.0
+
+_DESCRIPTORS = 16
+"""A context, a socket, its monitor, a pidfd, a token, and some to spare."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -62,6 +70,8 @@ class Session:
         Nobody listens there.
     RequestTimeoutError
         Nobody answers.
+    NotEnoughMemoryError
+        This process has too few descriptors left.
     InvalidSpecError
         The address is of no known kind.
     """
@@ -77,6 +87,7 @@ class Session:
         self._numbers = itertools.count(1)
         self._link: Link | None = None
         self._token: Token | None = None
+        _check_descriptors(address)
         listener = probe(address)
         self.coordinator_uid = listener.uid
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -114,6 +125,8 @@ class Session:
         ------
         NotPermittedError
             It is another user's.
+        NotEnoughMemoryError
+            This process has too few descriptors left.
         LinkEnded, RequestTimeoutError
             It is gone again, or does not answer.
         """
@@ -125,8 +138,12 @@ class Session:
                 where=self.address,
                 remedy="call hugepool.connect() again if you trust it",
             )
+        _check_descriptors(self.address)
         self.leave()
+        instance = self.welcome.instance
         self._join(listener)
+        if self.welcome.instance != instance:
+            holdings.lose_all()
         for page in holdings.pages():
             holdings.lose(self._exchange(page, Resumed).gone)
 
@@ -137,7 +154,12 @@ class Session:
             Hello(self._client, __version__, former.name if former else ""), Welcome
         )
         if not welcome.resumed:
-            token = Token(welcome.token, listener.uid)
+            try:
+                token = Token(welcome.token, listener.uid)
+            except HugepoolError:
+                # Else it would wait for our lock for minutes.
+                self._exchange(Goodbye(), GoodbyeSaid)
+                raise
             try:
                 self._exchange(Bind(), Bound)
             except BaseException:
@@ -200,10 +222,29 @@ class Session:
     def close(self) -> None:
         """End the session, if nothing else has: its token is locked no more."""
         self.leave()
-        self._context.term()
+        self._context.destroy(linger=0)
         if self._token is not None:
             self._token.close()
             self._token = None
+
+
+def _check_descriptors(address: str) -> None:
+    """See that there are descriptors left: ZeroMQ ends the process where it finds none."""
+    taken: list[int] = []
+    try:
+        while len(taken) < _DESCRIPTORS:
+            taken.append(os.eventfd(0, os.EFD_CLOEXEC))
+    except OSError as error:
+        raise NotEnoughMemoryError(
+            f"no session can be opened: {error.strerror}",
+            needed=f"{_DESCRIPTORS} file descriptors",
+            had=f"{len(taken)}",
+            where=address,
+            remedy="raise their number with: ulimit -n",
+        ) from None
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def expected(request: Message, answer: Reply | FromCoordinator, reply: type[_M]) -> _M:

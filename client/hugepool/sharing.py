@@ -54,12 +54,12 @@ class OperandStore(ArrayStore):
         if isinstance(operand, (str, SharedObject)):
             yield operand, self._spec(operand)
             return
-        shared = self.put(self._temporary_name(role), operand)
+        shared = self.put(self._temporary_name(role), operand, temporary=True)
         try:
             with shared:
                 yield shared, shared.spec
         finally:
-            self.destroy(shared.name)
+            self.discard(shared.name)
 
     def _temporary_name(self, role: str) -> str:
         return f"{role}-{os.getpid()}-{self._channel.welcome.session}-{next(self._temporary)}"
@@ -77,7 +77,7 @@ class OperandStore(ArrayStore):
         if isinstance(out, SharedArray):
             result = out
         elif out is None:
-            result = made = self.create(self._temporary_name("out"), shape, dtype)
+            result = made = self.create(self._temporary_name("out"), shape, dtype, temporary=True)
             result.destroy_with_handle()
         elif isinstance(out, str):
             try:
@@ -103,17 +103,17 @@ class OperandStore(ArrayStore):
             yield result
         except BaseException:
             if made is not None and out is not None:
-                self.destroy(made.name)
+                self.discard(made.name)
             raise
 
     @contextmanager
     def _spare(self, role: str, shape: tuple[int, ...], dtype: str) -> Iterator[SharedArray]:
         """An array that is gone when this ends."""
-        spare = self.create(self._temporary_name(role), shape, dtype)
+        spare = self.create(self._temporary_name(role), shape, dtype, temporary=True)
         try:
             yield spare
         finally:
-            self.destroy(spare.name)
+            self.discard(spare.name)
 
     def _matrix_handle(self, A: SharedMatrix | str) -> SharedMatrix:
         matrix = self.attach(A) if isinstance(A, str) else A

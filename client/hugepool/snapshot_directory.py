@@ -29,94 +29,19 @@ import os
 import re
 import secrets
 import stat
-import zlib
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
-from hugepool_common.checksum import is_checksum
+from hugepool.snapshot_index import DATA_FILE, Index, Pointer, SavedObject
 from hugepool_common.errors import HugepoolError, SnapshotError
-from hugepool_common.spec import ArraySpec
 from hugepool_common.units import format_bytes
-
-FORMAT = 1
 
 _CURRENT = "CURRENT"
 _CURRENT_NEXT = "CURRENT.tmp"
 _INDEX = "index.json"
-_POINTER = re.compile(
-    rb"(hugepool-snapshot ([0-9]+) (snapshot-[0-9a-f]{16}) ([0-9a-f]{8})) ([0-9a-f]{8})\n"
-)
 _SNAPSHOT = re.compile(r"snapshot-[0-9a-f]{16}")
-_DATA = re.compile(r"[0-9]{4,9}\.data")
 _MOST_INDEX_BYTES = 256 << 20
-
-
-class SavedObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One object of a snapshot.
-
-    Parameters
-    ----------
-    file
-        Its data's file in the snapshot.
-    spec
-        Name, shape, dtype and layout.
-    nbytes
-        Payload bytes, which is the length of the file.
-    checksum
-        Of the payload, as it was sealed with.
-    """
-
-    file: str
-    spec: ArraySpec
-    nbytes: int
-    checksum: str
-
-    @property
-    def name(self) -> str:
-        """The object's name."""
-        return self.spec.name
-
-
-class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot holds."""
-
-    format: int
-    objects: tuple[SavedObject, ...]
-
-    def checked(self, where: str) -> Index:
-        """Return self if it can be true: its CRC finds damage, and is no validation.
-
-        Raises
-        ------
-        SnapshotError
-            It contradicts itself.
-        """
-        names = {saved.name for saved in self.objects}
-        files = {saved.file for saved in self.objects}
-        if self.format != FORMAT or min(len(names), len(files)) < len(self.objects):
-            raise SnapshotError("the index of the snapshot contradicts itself", where=where)
-        for saved in self.objects:
-            try:
-                spec = saved.spec.checked()
-            except HugepoolError as error:
-                raise SnapshotError(
-                    "the index of the snapshot names what cannot be", had=str(error), where=where
-                ) from None
-            payload = sum(part.nbytes for part in spec.parts)
-            if (
-                spec.kind == "plan"
-                or spec.made_of
-                or payload != saved.nbytes
-                or not _DATA.fullmatch(saved.file)
-                or not is_checksum(saved.checksum)
-            ):
-                raise SnapshotError(
-                    f"the index of the snapshot contradicts itself over {spec.name!r}", where=where
-                )
-        return self
 
 
 class SnapshotDirectory:
@@ -180,55 +105,24 @@ class SnapshotDirectory:
         pointer = self._read_pointer()
         if pointer is None:
             raise SnapshotError("the directory holds no snapshot", where=self.path)
-        name, crc = pointer
-        where = os.path.join(self.path, name)
+        where = os.path.join(self.path, pointer.name)
         with told("the snapshot cannot be opened", where):
-            fd = _open_directory(name, self._fd)
+            fd = _open_directory(pointer.name, self._fd)
         try:
             path = os.path.join(where, _INDEX)
             raw = _read_small(_INDEX, fd, path, _MOST_INDEX_BYTES)
             if raw is None:
                 raise SnapshotError("the snapshot has no index", where=path)
-            if zlib.crc32(raw) != crc:
-                raise SnapshotError(
-                    "the index of the snapshot is damaged",
-                    needed=f"CRC-32 {crc:08x}",
-                    had=f"{zlib.crc32(raw):08x}",
-                    where=path,
-                )
-            try:
-                index = msgspec.json.decode(raw, type=Index).checked(path)
-            except msgspec.DecodeError as error:
-                raise SnapshotError(
-                    "the index of the snapshot cannot be read", had=str(error), where=path
-                ) from None
+            pointer.check(raw, path)
+            return Snapshot(pointer.name, where, fd, Index.decode(raw, path))
         except BaseException:
             os.close(fd)
             raise
-        return Snapshot(name, where, fd, index)
 
-    def _read_pointer(self) -> tuple[str, int] | None:
-        """Name of the snapshot that counts, and the CRC of its index."""
+    def _read_pointer(self) -> Pointer | None:
         path = os.path.join(self.path, _CURRENT)
         raw = _read_small(_CURRENT, self._fd, path, 4096)
-        if raw is None:
-            return None
-        found = _POINTER.fullmatch(raw)
-        if found is None or zlib.crc32(found[1]) != int(found[5], 16):
-            raise SnapshotError(
-                "the file is damaged, or is not ours",
-                had=repr(raw[:60]),
-                where=path,
-                remedy="choose another directory",
-            )
-        if int(found[2]) != FORMAT:
-            raise SnapshotError(
-                "the snapshot is of another version",
-                needed=f"format {FORMAT}",
-                had=f"{int(found[2])}",
-                where=path,
-            )
-        return found[3].decode(), int(found[4], 16)
+        return None if raw is None else Pointer.decode(raw, path)
 
     # Writing ------------------------------------------------------------------
 
@@ -251,7 +145,7 @@ class SnapshotDirectory:
             # Whoever wrote it may have been killed before this was on the disk.
             with told("the directory cannot be synced", self.path):
                 os.fsync(self._fd)
-            self._remove_all_but(current[0])
+            self._remove_all_but(current.name)
         name = f"snapshot-{secrets.token_hex(8)}"
         where = os.path.join(self.path, name)
         with told("the snapshot cannot be made", where):
@@ -278,7 +172,7 @@ class SnapshotDirectory:
         except SnapshotError:
             return
         # Renamed and not synced: nobody can say which one a power failure would leave.
-        if current is None or current[0] != name:
+        if current is None or current.name != name:
             self._remove(name)
             with contextlib.suppress(OSError):
                 os.unlink(_CURRENT_NEXT, dir_fd=self._fd)
@@ -305,7 +199,7 @@ class SnapshotDirectory:
             fd = _open_directory(name, self._fd)
             try:
                 for entry in os.listdir(fd):
-                    if entry == _INDEX or _DATA.fullmatch(entry):
+                    if entry == _INDEX or DATA_FILE.fullmatch(entry):
                         os.unlink(entry, dir_fd=fd)
             finally:
                 os.close(fd)
@@ -406,22 +300,16 @@ class SnapshotWriter:
             It cannot be written. The one before counts, or, if it was the very last
             step that failed, one of the two.
         """
-        raw = msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n"
+        raw = index.encode()
         with told("the snapshot cannot be written", self.path):
             with self._written(_INDEX, self._fd) as fd:
                 write_whole(fd, memoryview(raw), 0)
             os.fsync(self._fd)
             os.fsync(self._parent_fd)  # it has the name of our directory
-            pointer = b"hugepool-snapshot %d %s %08x" % (
-                FORMAT,
-                self.name.encode(),
-                zlib.crc32(raw),
-            )
-            pointer += b" %08x\n" % zlib.crc32(pointer)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_CURRENT_NEXT, dir_fd=self._parent_fd)  # of a run that was cut short
             with self._written(_CURRENT_NEXT, self._parent_fd) as fd:
-                write_whole(fd, memoryview(pointer), 0)
+                write_whole(fd, memoryview(Pointer.to(self.name, raw).encode()), 0)
             os.rename(
                 _CURRENT_NEXT, _CURRENT, src_dir_fd=self._parent_fd, dst_dir_fd=self._parent_fd
             )

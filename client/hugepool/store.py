@@ -16,7 +16,12 @@ from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
-from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    HugepoolError,
+    InvalidSpecError,
+    RequestTimeoutError,
+)
 from hugepool_common.messages import (
     ArrayCreated,
     ArrayInfo,
@@ -69,12 +74,17 @@ class Policy(TypedDict, total=False):
         ``shm-collapse``, ``shm-4k``) or fail.
     progress
         Called with ``(done_bytes, total_bytes)``.
+    temporary
+        Whether the object goes with this process, however that ends, even when it is
+        sealed; until it is published. Who else has attached it keeps it as long. Default:
+        a sealed object stays until somebody destroys it.
     """
 
     huge_pages: HugePages
     page_size: PageSize
     backing: str
     progress: Progress | None
+    temporary: bool
 
 
 class ArrayStore:
@@ -252,6 +262,11 @@ class ArrayStore:
             What has the name now belongs to another user.
         HugepoolError
             As :meth:`put`. Nothing is left behind, and the name is as before.
+
+        Notes
+        -----
+        A copied value is sealed under a name of the form ``NAME.new-...`` and then has its
+        own; if this process is killed just between the two, it goes.
         """
         check_name(name)
         if isinstance(value, SharedObject):
@@ -259,6 +274,7 @@ class ArrayStore:
                 raise TypeError("pages are chosen when an object is made, not when it is published")
             return value.publish_as(name)
         temporary = temporary_name(name)
+        policy["temporary"] = True
         made = self.put(temporary, value, **policy)
         try:
             return made.publish_as(name)
@@ -279,9 +295,12 @@ class ArrayStore:
         return self._make(_HANDLES[spec.kind], spec.checked(), policy)
 
     def discard(self, name: str) -> None:
-        """Destroy what nobody else has heard of, if it is still there."""
+        """Destroy what nobody else has heard of, if it is still there; later if need be."""
         try:
             self.destroy(name)
+        except (CoordinatorUnreachableError, RequestTimeoutError):
+            # The next coordinator takes it over, with this session: tell that one.
+            self._channel.post_later(Destroy(name))
         except HugepoolError:
             pass  # it went with its coordinator, or has another name by now
 
@@ -319,6 +338,7 @@ class ArrayStore:
             policy.get("huge_pages") or self._huge_pages,
             policy.get("page_size") or self._page_size,
             policy.get("backing") or "",
+            temporary=bool(policy.get("temporary")),
         )
         check_policy(request.huge_pages, request.page_size, request.backing)
         with Waiting(f"making {spec.name}") as waiting:

@@ -28,12 +28,13 @@ from hugepool_common.errors import (
     ArrayBusyError,
     CancelledError,
     DetachedError,
+    HugepoolError,
     InvalidSpecError,
     NotEnoughMemoryError,
 )
 from hugepool_common.pages import hpage_pmd_size
 from hugepool_common.reservation import map_over, reserve
-from hugepool_common.segment_file import open_segment
+from hugepool_common.segment_file import open_segment, refusal
 from hugepool_common.spec import (
     Fall,
     PageReport,
@@ -52,6 +53,7 @@ POPULATE_SLICE = 64 << 20
 
 _IOV_MAX = 1024
 _EHWPOISON = 133
+_PATIENCE = 16
 
 
 class CancelFlag(Protocol):
@@ -143,29 +145,34 @@ class Mapping:
         NotPermittedError
             Its mode does not let this user in.
         NotEnoughMemoryError
-            No address space or page tables for it.
+            No address space, page tables or descriptors for it.
         """
         linux.require_linux()
         if writable and private:
             raise InvalidSpecError("a private mapping is read-only")
-        fd = open_segment(segment, writable)
         try:
-            mapping = cls(
-                fd,
-                segment.length,
-                page_size=segment.page_size,
-                writable=writable,
-                private=private,
-                segment=segment,
-            )
-        finally:
-            os.close(fd)  # the mapping keeps the inode
-        if populate:
+            fd = open_segment(segment, writable)
             try:
-                mapping.populate(writable)
-            except BaseException:
-                mapping.close()
+                mapping = cls(
+                    fd,
+                    segment.length,
+                    page_size=segment.page_size,
+                    writable=writable,
+                    private=private,
+                    segment=segment,
+                )
+            finally:
+                os.close(fd)  # the mapping keeps the inode
+            if populate:
+                try:
+                    mapping.populate(writable)
+                except BaseException:
+                    mapping.close()
+                    raise
+        except OSError as error:  # many errors of ours are OSErrors as well
+            if isinstance(error, HugepoolError):
                 raise
+            raise refusal(error, segment.path) from error
         return mapping
 
     @classmethod
@@ -334,7 +341,11 @@ class Mapping:
             try:
                 return (*linux.scan_huge(self.address, self.length), "pagemap_scan")
             except OSError:
+                pass  # a kernel before 6.7, or no descriptor free
+            try:
                 return (*linux.read_smaps(self.address, self.length), "smaps")
+            except OSError as error:
+                raise refusal(error, self.segment.path if self.segment else "") from error
 
     def report(self, backing: str, page_size: int, reasons: Sequence[Fall] = ()) -> PageReport:
         """The proof as a :class:`PageReport`.
@@ -365,7 +376,7 @@ class Mapping:
 
     def _populate_slice(self, start: int, stop: int, advice: int) -> None:
         try:
-            linux.advise(self.address + start, stop - start, advice)
+            self._advise_patiently(start, stop, advice)
             return
         except OSError as error:
             if error.errno in (errno.EFAULT, errno.ENOMEM, _EHWPOISON):
@@ -376,6 +387,16 @@ class Mapping:
             self._read_through(start, stop)  # kernel before 5.14
         except OSError as error:
             raise self._no_page(start, stop, error) from None
+
+    def _advise_patiently(self, start: int, stop: int, advice: int) -> None:
+        """Ask again where the kernel was interrupted, or had nothing free at the moment."""
+        for _ in range(_PATIENCE):
+            try:
+                return linux.advise(self.address + start, stop - start, advice)
+            except OSError as error:
+                if error.errno not in (errno.EINTR, errno.EAGAIN):
+                    raise
+        return linux.advise(self.address + start, stop - start, advice)
 
     def _read_through(self, start: int, stop: int) -> None:
         """Fault pages in by having the kernel read them: EFAULT takes the place of SIGBUS."""

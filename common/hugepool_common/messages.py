@@ -189,6 +189,8 @@ class CreateArray(Message, frozen=True, tag=2):
     """Exactly this rung, or fail; empty walks the ladder."""
     again: bool = False
     """Asked before of a coordinator that ended: what that one made counts as made now."""
+    temporary: bool = False
+    """It goes with this client, sealed or not, unless it is published under another name."""
 
 
 class Attach(Message, frozen=True, tag=3):
@@ -383,6 +385,7 @@ class Welcome(Message, frozen=True, tag=101):
     session: int
     version: str
     instance: str
+    """The same for all coordinators that followed each other on what the first one made."""
     pid: int
     token: str = ""
     """Path of the file to be locked, and kept open for life, before Bind."""

@@ -6,8 +6,30 @@ import errno
 import os
 import stat
 
-from hugepool_common.errors import InvalidSpecError, NotPermittedError, SegmentChangedError
+from hugepool_common.errors import (
+    HugepoolError,
+    InvalidSpecError,
+    NotEnoughMemoryError,
+    NotPermittedError,
+    SegmentChangedError,
+)
 from hugepool_common.spec import MAX_EXTENT, Segment
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EBUSY)
+
+
+def refusal(error: OSError, path: str) -> HugepoolError:
+    """What to raise where the kernel refuses something about a segment without a better word."""
+    if isinstance(error, HugepoolError):
+        return error
+    message = f"the segment cannot be mapped: {error.strerror or error}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return NotEnoughMemoryError(
+            message, needed="a free descriptor", where=path, remedy="raise it with: ulimit -n"
+        )
+    if error.errno in _SCARCE:
+        return NotEnoughMemoryError(message, where=path, remedy="free memory, then try again")
+    return SegmentChangedError(message, where=path)
 
 
 def open_segment(segment: Segment, writable: bool) -> int:
@@ -26,6 +48,8 @@ def open_segment(segment: Segment, writable: bool) -> int:
         The file is gone or is another one.
     NotPermittedError
         Its mode does not let this user in.
+    OSError
+        Whatever else the kernel refuses; :func:`refusal` has words for it.
     """
     _check_segment(segment)
     fd = _open_file(segment, writable)

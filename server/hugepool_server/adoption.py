@@ -29,7 +29,7 @@ def recover(state: State, event: Recovered) -> None:
     """Take in all that is sound.
 
     Sessions sleep until their client is heard of. Sealed arrays are there at once,
-    unsealed ones as long as somebody may be at them, and of what is lost the name.
+    unsealed ones as long as their owner lives, and of what is lost the name.
     """
     for session in state.leases.recover(_sound_sessions(state, event.sessions)):
         state.emit(WatchProcess(session.number, session.identity.pid))

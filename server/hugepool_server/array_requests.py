@@ -75,10 +75,10 @@ class ArrayRequests:
         """Take the name and have the segment made."""
         self._check_room(asker)
         if request.again:
-            found = self._own(asker, request.spec)
+            found = self._own(asker, request)
             if found is not None:
                 return self._created_again(found, asker)
-        act = self._state.registry.begin_making(request.spec, asker)
+        act = self._state.registry.begin_making(request.spec, asker, temporary=request.temporary)
         self._state.emit(
             MakeSegment(
                 token=act.token,
@@ -89,14 +89,17 @@ class ArrayRequests:
                 backing=request.backing,
                 creator=asker.session.identity,
                 session=asker.session.number,
+                temporary=request.temporary,
             )
         )
         return None
 
-    def _own(self, asker: Asker, spec: ArraySpec) -> NamedObject | None:
+    def _own(self, asker: Asker, request: CreateArray) -> NamedObject | None:
         """What an earlier asking of this session made, or began to make."""
-        found = self._state.registry.named(spec.name)
-        if found is None or found.owner is not asker.session or found.spec != spec:
+        found = self._state.registry.named(request.spec.name)
+        if found is None or found.owner is not asker.session:
+            return None
+        if (found.spec, found.temporary) != (request.spec, request.temporary):
             return None
         if found.state is ArrayState.MAKING:
             return found if self._state.registry.act_on(found).asker is None else None
@@ -331,13 +334,14 @@ class ArrayRequests:
     def settle(self) -> None:
         """After every event: what nobody keeps goes.
 
-        That is what its creator left unsealed, what was superseded and has no reader,
-        and what lost its matrix.
+        That is what its creator left unsealed and nobody else writes, what was temporary,
+        or superseded, and has no reader, and what lost its matrix.
         """
         state = self._state
         for found in state.registry.orphans:
-            writers = state.leases.writers(found.segment_id)
-            if not (writers or self._is_used(found) or state.may_be_held_unseen(found)):
+            at_it = state.leases.asked if found.sealed else state.leases.writers
+            unseen = found.sealed and state.may_be_held_unseen(found)
+            if not (at_it(found.segment_id) or self._is_used(found) or unseen):
                 self.remove(found)
         for found in state.registry.superseded:
             readers = state.leases.asked(found.segment_id)

@@ -126,3 +126,6 @@ def main() -> None:
     except HugepoolError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidSpecError) else 1)
+    except OSError as error:
+        print(f"{program}: cannot run: {error}", file=sys.stderr)
+        sys.exit(1)

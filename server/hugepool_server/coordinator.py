@@ -226,11 +226,15 @@ class Coordinator:
 
     @property
     def busy_workers(self) -> tuple[tuple[int, int], ...]:
-        """Session and pid of each worker that was sent a part and has not reported since."""
+        """Session and pid of each worker whose process is to be looked at.
+
+        Those that were sent a part and have not reported since, and those that could not
+        be told something: they may be told again once they run.
+        """
         return tuple(
             (worker.session.number, worker.session.identity.pid)
             for worker in self._state.jobs.workers
-            if worker.running is not None
+            if worker.running is not None or not worker.session.reachable
         )
 
     def validate(self) -> None:

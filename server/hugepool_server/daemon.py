@@ -195,7 +195,7 @@ class Daemon:
                 wanted,
             )
         return Coordinator(
-            instance=secrets.token_hex(8),
+            instance=self._record.store,  # a successor has it too, a stranger does not
             pid=os.getpid(),
             uid=os.geteuid(),
             version=__version__,
@@ -279,6 +279,7 @@ class Daemon:
         now_ns = time.monotonic_ns()
         if self._liveness.check_due(now_ns):
             self._look_at_workers()
+            self._makers.retry()
         for session in self._liveness.ended(now_ns):
             self._handle(events.ProcessExited(session))
         if self._core.wake_ns is not None and self._core.wake_ns <= now_ns:
@@ -317,9 +318,12 @@ class Daemon:
         os.eventfd_read(self._wake_fd)
         while True:
             try:
-                self._handle(self._outcomes.get_nowait())
+                outcome = self._outcomes.get_nowait()
             except queue.Empty:
                 return
+            if isinstance(outcome, events.SegmentMade | events.SegmentRefused):
+                self._makers.settled(outcome.token)
+            self._handle(outcome)
 
     def _on_request(self, event: events.RequestReceived) -> None:
         if isinstance(event.request, Hello) and self._is_full(event.request):
@@ -354,7 +358,10 @@ class Daemon:
                     self._endpoint.send(event.peer, event.correlation, Failed.from_error(error))
                 continue
             for effect in effects:
-                self._perform(effect, pending)
+                try:
+                    self._perform(effect, pending)
+                except Exception:  # as above
+                    log.exception("cannot perform %s", type(effect).__name__)
 
     # Effects ------------------------------------------------------------------
 
@@ -362,7 +369,7 @@ class Daemon:
         match effect:
             case events.Send():
                 if not self._endpoint.send(effect.peer, effect.correlation, effect.message):
-                    pending.append(events.PeerUnreachable(effect.peer))
+                    pending.append(events.PeerUnreachable(effect.peer, effect.message))
             case events.MakeSegment():
                 self._makers.make(effect, self._tokens.name_of(effect.session))
             case events.CancelSegment():

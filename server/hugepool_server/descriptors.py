@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 
 from hugepool_common.errors import HugepoolError, NotEnoughMemoryError
 
@@ -37,7 +38,8 @@ def raise_limit() -> int:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(OSError, ValueError):  # then those that we have must do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit < LEAST:
         raise HugepoolError(
@@ -56,9 +58,12 @@ def sessions_within(limit: int) -> int:
 
 
 def open_count() -> int:
-    """Descriptors that this process has open."""
-    # Linux 6.2 and later tell the number as the directory's size, at no cost.
-    return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
+    """Descriptors that this process has open; 0 if that cannot be seen."""
+    try:
+        # Linux 6.2 and later tell the number as the directory's size, at no cost.
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
 
 
 def is_full(limit: int) -> bool:

@@ -151,6 +151,8 @@ class PeerUnreachable:
     """A send to this peer failed: it is gone, or never reads."""
 
     peer: bytes
+    unsent: Message | None = None
+    """What it will not hear, if the daemon says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ class MakeSegment:
     creator: Identity
     session: int
     """The owner, until it ends."""
+    temporary: bool = False
+    """Goes with the owner even when it is sealed; the manifest says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +239,7 @@ class SealSegment:
 class PublishGeneration:
     """Put another name and generation into the manifest of a sealed segment, in one step.
 
-    Answer with GenerationPublished or PublishRefused.
+    It is temporary no more. Answer with GenerationPublished or PublishRefused.
     """
 
     token: int

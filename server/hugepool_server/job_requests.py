@@ -144,10 +144,11 @@ class JobRequests:
             self._state.jobs.stopped(session, now_ns)
 
     def on_worker_continued(self, event: WorkerContinued, now_ns: int) -> None:
-        """Forget that it was stopped."""
+        """Forget that it was stopped, and that it took nothing in."""
         session = self._state.leases.of_number(event.session)
-        if session is not None:
+        if session is not None and self._state.jobs.worker_of(session) is not None:
             self._state.jobs.continued(session)
+            session.reachable = True
 
     def on_tick(self, event: Tick, now_ns: int) -> None:
         """Patience ended; :meth:`settle` sees to that."""
@@ -158,7 +159,7 @@ class JobRequests:
 
 def _fatal(job: Job, part: Part) -> JobFailedError:
     where = f"rows {part.row_start} to {part.row_stop}"
-    if job.once and part.epoch > 1:
+    if job.once:
         return JobFailedError(
             f"a worker ended, or was stopped, within part {part.number} of job {job.number}, "
             "which cannot be run twice: it changes what it reads",
@@ -180,7 +181,7 @@ def _waited_in_vain(job: Job, late: list[Session], now_ns: int) -> JobFailedErro
     waited = f"waited {(now_ns - job.waiting_ns) / 1e9:.0f} s"
     if not late:
         return NoWorkersError(
-            f"the last worker ended and none has come: job {job.number} {waited}",
+            f"there is no worker that can be told of parts: job {job.number} {waited}",
             needed="1 worker",
             had="0",
             where=job.kernel,

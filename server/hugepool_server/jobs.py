@@ -71,7 +71,7 @@ class Jobs:
     """
 
     def __init__(
-        self, *, max_jobs: int, max_workers: int, patience: Patience, first_number: int = 0
+        self, *, max_jobs: int, max_workers: int, patience: Patience, first_number: int
     ) -> None:
         self.patience = patience
         self._first_number = first_number
@@ -100,9 +100,11 @@ class Jobs:
 
     @property
     def present(self) -> int:
-        """Number of workers in no crew."""
+        """Number of workers in no crew, but for idle ones that cannot be told of parts."""
         return sum(
-            worker.running is None or worker.running.job.kernel != CREW_KERNEL
+            worker.session.takes_parts
+            if worker.running is None
+            else worker.running.job.kernel != CREW_KERNEL
             for worker in self._workers.values()
         )
 
@@ -118,6 +120,7 @@ class Jobs:
         """
         if not all(0 <= cpu <= MAX_CPU for cpu in cpus):
             raise InvalidSpecError("a CPU number is out of range", needed=f"0 to {MAX_CPU}")
+        self._unheard.pop(session.number, None)  # who registers, even in vain, is at no part
         worker = self._by_session.get(session.number)
         if worker is not None:
             worker.cpus = cpus
@@ -128,7 +131,6 @@ class Jobs:
                 needed=f"fewer than {self._max_workers} workers",
                 had=str(len(self._workers)),
             )
-        self._unheard.pop(session.number, None)
         self._last_worker += 1
         worker = Worker(self._last_worker, session, cpus)
         self._workers[worker.number] = self._by_session[session.number] = worker
@@ -161,6 +163,22 @@ class Jobs:
         if worker.running is not None and not worker.running.stale:
             worker.running.part.losses += 1
             _take_back(worker.running)
+
+    def lay_down(self, session: Session) -> None:
+        """If the session is a worker, it is idle: of its part it did not hear, or was not heard."""
+        worker = self._by_session.get(session.number)
+        if worker is None or worker.running is None:
+            return
+        if not worker.running.stale:
+            _take_back(worker.running)
+        worker.running = worker.stopped_ns = None
+
+    def unsent(self, session: Session, notice: RunPart) -> None:
+        """A worker will not hear of a part that was to be sent to it: it is idle, or was before."""
+        worker = self._by_session.get(session.number)
+        running = worker.running if worker is not None else None
+        if running is not None and running.is_named(notice.job, notice.part, notice.epoch):
+            self.lay_down(session)
 
     def stopped(self, session: Session, now_ns: int) -> None:
         """The session's process was seen stopped; of interest if it is a busy worker."""
@@ -287,7 +305,7 @@ class Jobs:
         idle = deque(
             worker
             for worker in self.workers
-            if worker.running is None and worker.session.reachable
+            if worker.running is None and worker.session.takes_parts
         )
         if not (idle and self._jobs):
             return []

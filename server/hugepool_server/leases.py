@@ -108,6 +108,15 @@ class Session:
     held: dict[int, Lease] = field(default_factory=dict)
     knows_workers: bool = False
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether it may be sent parts, if it is a worker.
+
+        One that came by another connection registers anew, and says by that that it is
+        at no part: what it was sent before would be taken from it, and still be run.
+        """
+        return self.reachable and not self.renewed
+
     def __repr__(self) -> str:
         return (
             f"<Session {self.number} of pid {self.identity.pid}: "
@@ -156,7 +165,7 @@ class Leases:
         Sessions and leases are numbered from the next one.
     """
 
-    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int = 0) -> None:
+    def __init__(self, *, max_sessions: int, max_leases: int, first_number: int) -> None:
         self._max_sessions = max_sessions
         self._max_leases = max_leases
         self._first_number = first_number
@@ -381,15 +390,12 @@ class Leases:
         *,
         readonly: bool,
         rows: Rows | None = None,
-    ) -> Lease:
+    ) -> None:
         """Promise a segment under a number of before; see :meth:`check_again`."""
         session.unconfirmed.discard(number)
-        lease = session.leases.get(number)
-        if lease is None:
-            lease = self._new(number, session, segment_id, readonly)
+        if number not in session.leases:
+            lease = session.leases[number] = self._new(number, session, segment_id, readonly)
             lease.rows = rows
-            session.leases[number] = lease
-        return lease
 
     def hold(self, session: Session, segment_id: int, *, readonly: bool) -> None:
         """Promise a segment to a worker, once; a later writable use widens the lease."""
@@ -485,44 +491,54 @@ class Leases:
         """
         self._validate_sessions()
         assert self._by_segment.keys() <= set(segment_ids), "lease on a segment that is gone"
-        granted = [
-            lease
-            for session in self._sessions.values()
-            for lease in [*session.leases.values(), *session.held.values()]
-        ]
-        indexed = [lease for leases in self._by_segment.values() for lease in leases.values()]
-        assert all(self._sessions.get(lease.session.number) is lease.session for lease in indexed)
-        assert len({lease.number for lease in granted}) == len(granted), "lease number used twice"
-        assert {id(lease) for lease in granted} == {id(lease) for lease in indexed}
-        assert self._by_number == {lease.number: lease for lease in granted}
-        assert all(self._by_segment.values()), "empty entry kept"
-        assert all(0 < lease.number <= self._last_lease for lease in granted)
-        for segment_id in self._by_segment:
+        granted = 0
+        for session in self._sessions.values():
+            for leases in (session.leases, session.held):
+                granted += len(leases)
+                for lease in leases.values():
+                    assert lease.session is session
+                    assert self._by_number.get(lease.number) is lease, "lease number used twice"
+                    assert 0 < lease.number <= self._last_lease
+                    assert self._by_segment[lease.segment_id].get(lease.number) is lease
+        assert len(self._by_number) == granted
+        indexed = 0
+        for segment_id, on_it in self._by_segment.items():
+            assert on_it, "empty entry kept"
+            indexed += len(on_it)
             self._validate_rows(segment_id)
+        assert indexed == granted
 
     def _validate_sessions(self) -> None:
         assert len(self._sessions) <= max(self._max_sessions, self._inherited_count)
-        heard = [one for one in self._sessions.values() if one.state is not SessionState.DORMANT]
-        assert self._by_peer == {session.peer: session for session in heard}
-        assert len(self._by_peer) == len(heard), "two sessions of one peer"
-        assert self._resuming == {n: one for n, one in self._sessions.items() if one.resuming}
-        known = [session for session in self._sessions.values() if session.token]
-        assert self._by_token == {session.token: session for session in known}
-        assert len(self._by_token) == len(known), "two sessions of one token"
+        heard, known, resuming = 0, 0, 0
         for number, session in self._sessions.items():
+            state = session.state
             assert session.number == number <= self._last_session
-            assert (session.state is SessionState.OPENING) == (not session.token)
-            assert session.state is SessionState.BOUND or not (session.leases or session.held)
+            assert (state is SessionState.OPENING) == (not session.token)
+            if state is not SessionState.BOUND:
+                assert not (session.leases or session.held)
             assert len(session.leases) <= self._max_leases
-            assert session.unconfirmed <= session.leases.keys()
-            assert session.resuming or not session.unconfirmed
-            if session.state is SessionState.DORMANT:
+            if session.resuming:
+                assert self._resuming.get(number) is session
+                assert session.unconfirmed <= session.leases.keys()
+                resuming += 1
+            else:
+                assert not session.unconfirmed
+            if session.token:
+                assert self._by_token.get(session.token) is session, "two sessions of one token"
+                known += 1
+            if state is SessionState.DORMANT:
                 assert session.resuming and not session.reachable and not session.peer
                 assert number <= self._first_number, "only what was recovered sleeps"
+            else:
+                assert self._by_peer.get(session.peer) is session, "two sessions of one peer"
+                heard += 1
+        assert len(self._by_peer) == heard
+        assert len(self._by_token) == known
+        assert len(self._resuming) == resuming
 
     def _validate_rows(self, segment_id: int) -> None:
-        declared = [lease for lease in self.on(segment_id) if lease.rows is not None]
-        assert not any(lease.readonly for lease in declared), "a reader declared rows"
-        for lease in declared:
-            assert lease.rows is not None
-            self.check_rows(lease.session, segment_id, lease.rows)
+        for lease in self._by_segment[segment_id].values():
+            if lease.rows is not None:
+                assert not lease.readonly, "a reader declared rows"
+                self.check_rows(lease.session, segment_id, lease.rows)

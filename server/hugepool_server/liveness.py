@@ -95,7 +95,10 @@ class Liveness:
         # In this order: a pid that was used again between the session's first message and
         # pidfd_open fails to hold the lock, and one that dies after it has locked
         # is seen to be dead.
-        if not self._tokens.check(session) or self._is_dead(session):
+        held = self._tokens.check(session)
+        if held is None:
+            held = session in self._bound
+        if not held or self._is_dead(session):
             return False
         self._bound.add(session)
         return True
@@ -127,7 +130,7 @@ class Liveness:
         if self._next_poll_ns is not None and now_ns >= self._next_poll_ns:
             self._next_poll_ns = None
             blind = self._bound - self._pidfds.keys()
-            found += [one for one in blind if not self._tokens.check(one)]
+            found += [one for one in blind if self._tokens.check(one) is False]
         self._schedule(now_ns)
         return list(dict.fromkeys(found))
 
@@ -140,7 +143,7 @@ class Liveness:
 
     def _is_over(self, session: int, now_ns: int) -> bool:
         if session in self._bound:
-            return not self._tokens.check(session)
+            return self._tokens.check(session) is False
         return now_ns - self._opened_ns[session] > BIND_PATIENCE_NS
 
     def _is_dead(self, session: int) -> bool:

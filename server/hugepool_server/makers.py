@@ -13,11 +13,12 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -56,6 +57,17 @@ WRITER_PATIENCE_NS = 5_000_000_000
 
 _WRITER_POLL_S = 0.01
 
+_NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOLCK,
+    errno.EAGAIN,
+)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -63,6 +75,15 @@ class Origin:
 
     boot_id: str
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """A segment under way, for the session whose token is `owner`."""
+
+    effect: events.MakeSegment
+    owner: str
+    cancel: threading.Event = field(default_factory=threading.Event)
 
 
 class Makers:
@@ -100,24 +121,34 @@ class Makers:
         self._sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
         self._removers = ThreadPoolExecutor(1, thread_name_prefix="remover")
         self._removals: set[Future[None]] = set()
-        self._cancels: dict[int, threading.Event] = {}
+        self._unremoved: deque[Segment] = deque()
+        self._making: dict[int, _Making] = {}
+        self._commit = threading.Lock()
         self._stopping = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Makers: {len(self._cancels)} segments, {len(self._removals)} removals under way>"
+        return f"<Makers: {len(self._making)} segments, {len(self._removals)} removals under way>"
 
     # On the loop's thread -----------------------------------------------------
 
     def make(self, effect: events.MakeSegment, owner: str) -> None:
         """Begin to make a segment for the session whose token is `owner`."""
-        cancel = self._cancels[effect.token] = threading.Event()
+        making = self._making[effect.token] = _Making(effect, owner)
         pool = self._small if effect.spec.nbytes < SMALL_BYTES else self._large
-        pool.submit(self._make, effect, owner, cancel, [*self._removals])
+        pool.submit(self._make, making, [*self._removals])
 
     def cancel(self, token: int) -> None:
-        """Have a segment under way given up soon."""
-        if token in self._cancels:
-            self._cancels[token].set()
+        """Have a segment under way given up soon: it has no manifest from here on."""
+        making = self._making.get(token)
+        if making is None:
+            return
+        with self._commit:
+            making.cancel.set()
+            self._forget(making.effect.segment_id)
+
+    def settled(self, token: int) -> None:
+        """The outcome of a segment under way was taken in: it cannot be given up any more."""
+        self._making.pop(token, None)
 
     def seal(self, effect: events.SealSegment) -> None:
         """Begin to seal a segment."""
@@ -131,24 +162,29 @@ class Makers:
                 effect.segment_id,
                 spec=msgspec.structs.replace(spec, name=effect.name),
                 generation=effect.generation,
+                temporary=False,
             )
         except Exception as error:
             return events.PublishRefused(effect.token, _failed(error, effect.name))
         return events.GenerationPublished(effect.token)
 
     def unlink(self, segment: Segment) -> None:
-        """Remove a manifest at once and its segment soon."""
-        self._forget(segment)
+        """Remove a manifest at once and its segment soon, or both later."""
+        if not self._forget(segment.segment_id):
+            self._unremoved.append(segment)
+            return
         if segment.length <= UNLINK_BYTES:
-            try:
-                select.unlink_segment(segment)
-            except OSError:
-                log.exception("cannot remove a segment")
+            self._remove(segment)
             return
         # Giving back the pages of 5 GiB takes a second.
-        removal = self._removers.submit(select.unlink_segment, segment)
+        removal = self._removers.submit(self._remove, segment)
         self._removals.add(removal)
-        removal.add_done_callback(self._removed)
+        removal.add_done_callback(self._removals.discard)
+
+    def retry(self) -> None:
+        """Remove what could not be removed before."""
+        for _ in range(len(self._unremoved)):
+            self.unlink(self._unremoved.popleft())
 
     @property
     def hurried(self) -> bool:
@@ -158,8 +194,8 @@ class Makers:
     def hurry(self) -> None:
         """Let nothing wait any longer: the coordinator is to end."""
         self._stopping.set()
-        for cancel in list(self._cancels.values()):
-            cancel.set()
+        for making in list(self._making.values()):
+            making.cancel.set()
 
     def stop(self) -> None:
         """End the threads; what is under way is given up, what is to be removed is removed."""
@@ -170,36 +206,33 @@ class Makers:
 
     # On threads of ours -------------------------------------------------------
 
-    def _removed(self, removal: Future[None]) -> None:
-        self._removals.discard(removal)
-        if removal.exception() is not None:
-            log.error("cannot remove a segment", exc_info=removal.exception())
-
-    def _forget(self, segment: Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         try:
-            self._manifests.remove(segment.segment_id)
-        except OSError:
-            # The next coordinator will find it without its segment and say so.
-            log.exception("cannot remove the manifest of a segment")
+            select.unlink_segment(segment)
+        except OSError as error:
+            log.error("cannot remove a segment yet: %s", error)
+            self._unremoved.append(segment)
 
-    def _make(
-        self,
-        effect: events.MakeSegment,
-        owner: str,
-        cancel: threading.Event,
-        removals: list[Future[None]],
-    ) -> None:
+    def _forget(self, segment_id: int) -> bool:
+        """Whether there is no manifest any more; one without its segment is an array lost."""
+        try:
+            self._manifests.remove(segment_id)
+        except OSError as error:
+            log.error("cannot remove the manifest of a segment yet: %s", error)
+            return False
+        return True
+
+    def _make(self, making: _Making, removals: list[Future[None]]) -> None:
+        effect = making.effect
         try:
             futures.wait(removals)  # what was destroyed before this request has left its pages
-            outcome: events.Event = self._made(effect, owner, cancel)
+            outcome: events.Event = self._made(making)
         except Exception as error:
             outcome = events.SegmentRefused(effect.token, _failed(error, effect.spec.name))
-        self._cancels.pop(effect.token, None)
         self._post(outcome)
 
-    def _made(
-        self, effect: events.MakeSegment, owner: str, cancel: threading.Event
-    ) -> events.SegmentMade:
+    def _made(self, making: _Making) -> events.SegmentMade:
+        effect = making.effect
         segment, pages = select.make_segment(
             SegmentRequest(
                 segment_id=effect.segment_id,
@@ -212,25 +245,29 @@ class Makers:
             backing=effect.backing,
             directories=self._directories,
             progress=self._progress_of(effect),
-            cancel=cancel,
+            cancel=making.cancel,
         )
         record = ArrayRecord(
             spec=effect.spec,
             segment=segment,
             pages=pages,
             creator=effect.creator,
-            owner=owner,
+            owner=making.owner,
             created_ns=time.monotonic_ns(),
             generation=1,
             sealed=False,
             checksum="",
             boot_id=self._origin.boot_id,
             epoch=self._origin.epoch,
+            temporary=effect.temporary,
         )
         try:
-            self._manifests.write(record)
+            with self._commit:
+                if making.cancel.is_set():
+                    raise CancelledError("making the segment was cancelled")
+                self._manifests.write(record)
         except BaseException:
-            select.unlink_segment(segment)
+            self._remove(segment)
             raise
         return events.SegmentMade(effect.token, segment, pages)
 
@@ -299,23 +336,22 @@ def _restore_mode(segment: Segment, file_mode: int) -> None:
 
 def _failed(error: Exception, name: str) -> Failed:
     """The reply to a request that ended so; what is no error of ours is logged too."""
-    if isinstance(error, OSError) and not isinstance(error, HugepoolError):
-        where = str(error.filename or "")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-            return Failed.from_error(
-                NotEnoughMemoryError(
-                    f"no room to write down what {name!r} is: {error.strerror}",
-                    needed="some KiB in the runtime directory",
-                    where=where,
-                    remedy="free space there, or destroy arrays",
-                )
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return Failed.from_error(
-                NotPermittedError(
-                    f"it cannot be written down what {name!r} is: {error.strerror}", where=where
-                )
-            )
-    if not isinstance(error, HugepoolError):
+    if isinstance(error, HugepoolError):
+        return Failed.from_error(error)
+    if not isinstance(error, OSError):
         log.error("an act on %s failed", name, exc_info=error)
-    return Failed.from_error(error)
+        return Failed.from_error(error)
+    where = str(error.filename or "")
+    if error.errno in _NO_ROOM:
+        return Failed.from_error(
+            NotEnoughMemoryError(
+                f"no room for {name!r} and its record: {error.strerror}",
+                where=where,
+                remedy="make room in the runtime directory, or destroy arrays",
+            )
+        )
+    kind = NotPermittedError if error.errno in _NOT_ALLOWED else HugepoolError
+    log.error("an act on %s failed: %s", name, error)
+    return Failed.from_error(
+        kind(f"the system refuses what {name!r} needs: {error.strerror or error}", where=where)
+    )

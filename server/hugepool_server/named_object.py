@@ -86,6 +86,10 @@ class NamedObject:
         Whether it is immutable, now and for good.
     checksum
         Of its payload, once it is sealed.
+    temporary
+        Whether it goes with its owner even when it is sealed.
+    nbytes
+        Its payload.
     """
 
     spec: ArraySpec
@@ -96,13 +100,16 @@ class NamedObject:
     generation: int = 1
     sealed: bool = False
     checksum: str = ""
+    temporary: bool = False
     created_ns: int = 0
+    nbytes: int = field(init=False)
     story: deque[ArrayState] = field(default_factory=lambda: deque(maxlen=_STORY_LENGTH))
     _segment: Segment | None = None
     _pages: PageReport | None = None
 
     def __post_init__(self) -> None:
         self.story.append(self.state)
+        self.nbytes = self.spec.nbytes
 
     @classmethod
     def recovered(
@@ -118,6 +125,7 @@ class NamedObject:
             generation=record.generation,
             sealed=record.sealed,
             checksum=record.checksum,
+            temporary=record.temporary,
             created_ns=record.created_ns,
             _segment=record.segment,
             _pages=record.pages,
@@ -148,6 +156,11 @@ class NamedObject:
         """Whether its memory is gone."""
         return self.state is ArrayState.LOST
 
+    @property
+    def goes_with_owner(self) -> bool:
+        """Whether it ends with its owner's session, once nobody else is at it."""
+        return self.temporary or not self.sealed
+
     def move(self, state: ArrayState) -> None:
         """Change the state.
 
@@ -173,10 +186,10 @@ class NamedObject:
         self._segment, self.checksum, self.sealed = segment, checksum, True
 
     def renamed(self, name: str, generation: int) -> None:
-        """It has another name from here on."""
+        """It has another name, and is there to stay, from here on."""
         self.move(ArrayState.SEALED)
         self.spec = msgspec.structs.replace(self.spec, name=name)
-        self.generation = generation
+        self.generation, self.temporary = generation, False
 
     def info(self, readers: int, *, reasons: bool = True) -> ArrayInfo:
         """What a client may know of it.

@@ -74,8 +74,8 @@ class Job:
     implementation: str
     operands: tuple[PartOperand, ...]
     parts: tuple[Part, ...]
-    standing: bool = False
-    once: bool = False
+    standing: bool
+    once: bool
     started_ns: int | None = None
     waiting_ns: int | None = None
     over: bool = False

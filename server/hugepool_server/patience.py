@@ -58,7 +58,10 @@ class Patience:
     ) -> None:
         """Note which jobs wait, from when on, and which do not any more."""
         stuck = _stuck(workers)
-        able = len(stuck) < len(workers)
+        able = any(
+            worker.session.takes_parts if worker.running is None else worker not in stuck
+            for worker in workers
+        )
         for job in jobs:
             if not _waits(job, stuck, unheard, able):
                 job.waiting_ns = None

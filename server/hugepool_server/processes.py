@@ -24,5 +24,5 @@ def _stat(pid: int) -> list[str]:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             # The name stands in brackets, and may hold brackets and blanks itself.
             return file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError:  # it is dead, or hidden, or no descriptor is left to look with
         return []

@@ -74,6 +74,8 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Of the kernel that held the memory.
     epoch
         Of the coordinator that wrote this.
+    temporary
+        Whether it goes with its owner even when it is sealed.
     """
 
     spec: ArraySpec
@@ -87,6 +89,7 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checksum: str
     boot_id: str
     epoch: int
+    temporary: bool = False
 
 
 class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -48,6 +48,8 @@ _AWAITED = {
 }
 """The act that is under way on an object in such a state."""
 
+_AFTER_SEALING = (ArrayState.SEALED, ArrayState.PUBLISHING, ArrayState.SUPERSEDED)
+
 
 @dataclass(slots=True, eq=False)
 class Act:
@@ -103,7 +105,7 @@ class Registry:
         max_pending_bytes: int,
         max_bytes: int = 0,
         max_bytes_per_user: int = 0,
-        first_number: int = 0,
+        first_number: int,
     ) -> None:
         self._max_arrays = max_arrays
         self._max_pending_bytes = max_pending_bytes
@@ -149,11 +151,12 @@ class Registry:
 
     @property
     def orphans(self) -> list[NamedObject]:
-        """Objects that were never sealed and whose owner is gone."""
+        """Objects that go with their owner, which is gone, and at which nothing is under way."""
+        lasting = (ArrayState.READY, ArrayState.SEALED, ArrayState.LOST)
         return [
             found
             for found in self._disowned.values()
-            if not found.sealed and found.state in (ArrayState.READY, ArrayState.LOST)
+            if found.goes_with_owner and found.state in lasting
         ]
 
     @property
@@ -284,7 +287,7 @@ class Registry:
             self._charge(found, +1)
         self._inherited = len(self._by_segment), self._charged.copy()
 
-    def begin_making(self, spec: ArraySpec, asker: Asker) -> Act:
+    def begin_making(self, spec: ArraySpec, asker: Asker, *, temporary: bool) -> Act:
         """Take the name and begin to make the segment.
 
         Raises
@@ -318,7 +321,7 @@ class Registry:
         self._check_quota(spec, session.identity.uid)
         self._check_room(spec)
         self._last_segment += 1
-        made = NamedObject(spec, self._last_segment, session.identity, session)
+        made = NamedObject(spec, self._last_segment, session.identity, session, temporary=temporary)
         self._objects[spec.name] = self._by_segment[made.segment_id] = made
         if spec.made_of:
             self._derived[made.segment_id] = made
@@ -399,7 +402,7 @@ class Registry:
 
     def _charge(self, found: NamedObject, sign: int) -> None:
         if not found.lost:  # it has no memory
-            self._charged[found.creator.uid] += sign * found.spec.nbytes
+            self._charged[found.creator.uid] += sign * found.nbytes
 
     def _check_quota(self, spec: ArraySpec, uid: int) -> None:
         for limit, had, whose in (
@@ -411,7 +414,7 @@ class Registry:
                     f"the array would pass the quota {whose}",
                     needed=format_bytes(spec.nbytes),
                     had=f"{format_bytes(had)} of {format_bytes(limit)} taken",
-                    where=spec.name[:200],
+                    where=spec.name,
                     remedy="destroy arrays that are not in use, or have the quota raised",
                 )
 
@@ -451,21 +454,30 @@ class Registry:
         assert len(ids) == len(objects), "segment id used twice"
         assert self._by_segment == ids
         assert len(ids) <= max(self._max_arrays, self._inherited[0])
-        assert all(found.name == name for name, found in self._objects.items())
+        for name, found in self._objects.items():
+            assert found.name == name
+        disowned, derived = 0, 0
         for number, found in ids.items():
-            assert found.state is not ArrayState.GONE
-            assert found.story[-1] is found.state
+            state = found.state
+            assert state is not ArrayState.GONE
+            assert found.story[-1] is state
             assert 0 < number <= self._last_segment
             act = tokens.get(number)
-            assert (act.kind if act else None) is _AWAITED.get(found.state), found
-            if found.state is not ArrayState.MAKING:
+            assert (act.kind if act else None) is _AWAITED.get(state), found
+            if state is not ArrayState.MAKING:
                 assert found.segment.segment_id == number
-            if not found.lost:
-                after = (ArrayState.SEALED, ArrayState.PUBLISHING, ArrayState.SUPERSEDED)
-                assert found.sealed == (found.state in after), found
+            if state is not ArrayState.LOST:
+                after = state in _AFTER_SEALING
+                assert found.sealed == after, found
             assert found.sealed or not found.checksum
-        assert self._disowned.keys() == {n for n, found in ids.items() if found.owner is None}
-        assert self._derived.keys() == {n for n, found in ids.items() if found.spec.made_of}
+            if found.owner is None:
+                assert number in self._disowned
+                disowned += 1
+            if found.spec.made_of:
+                assert number in self._derived
+                derived += 1
+        assert len(self._disowned) == disowned
+        assert len(self._derived) == derived
 
     def _validate_superseded(self) -> None:
         for number, found in self._superseded.items():
@@ -492,15 +504,19 @@ class Registry:
                 assert act.generation == replaced.generation + 1
 
     def _validate_charges(self) -> None:
-        charged: Counter[int] = Counter()
-        abandoned = (act.subject for act in self._acts.values() if act.abandoned)
-        for found in (*self._by_segment.values(), *abandoned):
-            if not found.lost:
-                charged[found.creator.uid] += found.spec.nbytes
-        assert charged == self._charged, "bytes not accounted for"
-        inherited = self._inherited[1]
+        charged: dict[int, int] = {}
+        objects = [*self._by_segment.values()]
+        objects += [act.subject for act in self._acts.values() if act.abandoned]
+        for found in objects:
+            if found.state is not ArrayState.LOST:
+                uid = found.creator.uid
+                charged[uid] = charged.get(uid, 0) + found.nbytes
+        for uid, nbytes in self._charged.items():
+            assert charged.get(uid, 0) == nbytes, "bytes not accounted for"
+        assert charged.keys() <= self._charged.keys(), "bytes not accounted for"
+        total, inherited = self._inherited[1].total(), self._inherited[1]
         if self._max_bytes:
-            assert charged.total() <= max(self._max_bytes, inherited.total())
+            assert sum(charged.values()) <= max(self._max_bytes, total)
         if self._max_bytes_per_user:
             for uid, nbytes in charged.items():
                 assert nbytes <= max(self._max_bytes_per_user, inherited[uid])

@@ -22,6 +22,7 @@ from hugepool_common.messages import (
     RegisterWorker,
     Resume,
     Resumed,
+    RunPart,
     Welcome,
 )
 from hugepool_server.array_requests import ArrayRequests, check_rows
@@ -263,7 +264,7 @@ class SessionRequests:
         """
         if asker.session.renewed:
             asker.session.renewed = False
-            self._state.jobs.unregister(asker.session)
+            self._state.jobs.lay_down(asker.session)
         return self._work.register_worker(asker, request, now_ns)
 
     def resume(self, asker: Asker, request: Resume, now_ns: int) -> Message:
@@ -341,6 +342,8 @@ class SessionRequests:
         # its death ends that. One that is not bound holds nothing.
         if session.state is not SessionState.BOUND:
             self.end(session)
+        elif isinstance(event.unsent, RunPart):
+            self._state.jobs.unsent(session, event.unsent)
 
     def drain(self, error: Failed) -> None:
         """Answer all that wait for a token: the coordinator is stopping."""

@@ -174,29 +174,32 @@ class State:
         self.jobs.validate()
         kept = {found.segment_id: found for found in self.registry.kept}
         self.leases.validate(kept)
-        sessions = [one for one in self.leases.sessions if one.state is SessionState.BOUND]
         for act in self.registry.acts:
-            assert act.asker is None or act.asker.session in sessions
+            assert act.asker is None or self._is_bound(act.asker.session)
         for found in kept.values():
-            assert found.owner is None or found.owner in self.leases.sessions
-            writers = self.leases.writers(found.segment_id)
-            assert not (found.sealed and writers), "a writable lease on a sealed array"
+            owner = found.owner
+            assert owner is None or self.leases.of_number(owner.number) is owner
             for lease in self.leases.on(found.segment_id):
                 assert lease.rows is None or lease.rows[1] <= found.spec.shape[0]
+                assert lease.readonly or not found.sealed, "a writable lease on a sealed array"
         for found in self.registry.superseded:
             asked = self.leases.asked(found.segment_id)
             used = self.jobs.uses(found.segment_id)
             assert asked or used or self.may_be_held_unseen(found), "kept for nobody"
         for job in self.jobs.live:
-            assert job.asker.session in sessions
+            assert self._is_bound(job.asker.session)
             hopeless = not (self.jobs.workers or job.standing)
             assert job.waiting_ns is not None or not hopeless, "a job that nobody will run"
             assert job.segment_ids() <= kept.keys(), "a job uses what was destroyed"
         for worker in self.jobs.workers:
-            assert worker.session in sessions
+            assert self._is_bound(worker.session)
             if worker.running is not None:
                 needed = worker.running.job.segment_ids() & kept.keys()
                 assert needed <= worker.session.held.keys(), "a part without its leases"
+
+    def _is_bound(self, session: Session) -> bool:
+        known = self.leases.of_number(session.number) is session
+        return known and session.state is SessionState.BOUND
 
 
 def cancelled(message: str) -> Failed:

@@ -115,14 +115,20 @@ class Tokens:
         self._records[session] = record
         return os.path.join(self._path, record.token)
 
-    def check(self, session: int) -> bool:
-        """Whether the session's own process holds the lock on its token.
+    def check(self, session: int) -> bool | None:
+        """Whether the session's own process holds the lock on its token; None if nobody knows.
 
         Where that process is in a pid namespace that is not ours to see into, its
         pid and the holder's are both told as 0, and any holder will do.
         """
         record = self._records.get(session)
-        return record is not None and _is_held(self._descriptors[session], record.identity.pid)
+        if record is None:
+            return False
+        try:
+            return _is_held(self._descriptors[session], record.identity.pid)
+        except OSError as error:
+            log.warning("cannot look at the lock of session %d: %s", session, error.strerror)
+            return None
 
     def name_of(self, session: int) -> str:
         """Name of a session's token, or an empty string."""
@@ -149,14 +155,25 @@ class Tokens:
         tuple of SessionRecord
             Of the sessions whose process lives and holds its lock. All other tokens are
             removed; what is no token is left alone.
+
+        Raises
+        ------
+        OSError
+            One cannot be looked at, and its session may live; it is as it was.
         """
         for name in self._names():
             try:
                 fd = os.open(name, _LOOK, dir_fd=self._directory)
             except OSError as error:
-                log.warning("cannot read the token %s: %s", name, error.strerror)
+                if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
+                    raise
+                log.warning("left alone, for it is no token: %s", name)
                 continue
-            record = self._living(fd, name)
+            try:
+                record = self._living(fd, name)
+            except BaseException:
+                os.close(fd)
+                raise
             if record is None:
                 self._unlink(name)
                 os.close(fd)
@@ -204,10 +221,13 @@ class Tokens:
             record.token == name
             and record.boot_id == self._boot_id
             and record.session not in self._records
-            and record.start_ticks in (0, start_ticks(pid))
             and _is_held(fd, pid)
         )
-        return record if living else None
+        # The lock is proof of life; when it began tells whether it is the same life, where
+        # that can be seen.
+        started = start_ticks(pid)
+        same = 0 in (started, record.start_ticks) or started == record.start_ticks
+        return record if living and same else None
 
 
 def _write(fd: int, content: bytes) -> None:

@@ -172,6 +172,49 @@ def test_steps_go_on_without_the_coordinator(
     pool.close()
 
 
+def test_crews_go_on_with_the_next_coordinator(
+    service: Service, matrix: scipy.sparse.csr_array
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        A, x = shared(pool, matrix)
+        y = pool.create("y", ROWS)
+        with crew_of(pool, 2) as crew:
+            step = crew.prepare(Product(A), x, y)
+            members = crew.members
+            service.restart()
+            step()
+            np.testing.assert_array_equal(y.array, matrix @ x.array)
+            x.array[:] = 2
+            crew.iterate(Product(A), x, 10, "l2")  # its members attach what is new
+            step()
+            np.testing.assert_array_equal(y.array, matrix @ x.array)
+            assert (crew.losses, crew.members) == ((), members)
+        # The members are workers of the next coordinator now, and join another crew.
+        assert settles(lambda: {worker.pid for worker in pool.stats().workers} == set(members))
+        with crew_of(pool, 2) as crew:
+            assert crew.members == members
+            crew.prepare(Product(A), x, y)()
+            np.testing.assert_array_equal(y.array, matrix @ x.array)
+        assert settles(lambda: {info.spec.name for info in pool.list()} == {"A", "x", "y"})
+
+
+def test_a_crew_is_left_by_its_members_while_there_is_no_coordinator(
+    service: Service, matrix: scipy.sparse.csr_array
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        A, x = shared(pool, matrix)
+        y = pool.create("y", ROWS)
+        with crew_of(pool, 2) as crew:
+            members = crew.members
+            crew.prepare(Product(A), x, y)()
+            service.kill()
+        service.start()
+        assert settles(lambda: {worker.pid for worker in pool.stats().workers} == set(members))
+        assert settles(lambda: {info.spec.name for info in pool.list()} == {"A", "x", "y"})
+
+
 def test_a_crew_outlives_its_pool_for_no_harm(matrix: scipy.sparse.csr_array) -> None:
     pool = hugepool.connect("embedded")
     pool.start_workers(1)

@@ -1,8 +1,9 @@
-"""SIGKILL of coordinators and workers: after one start of a coordinator nothing is left."""
+"""SIGKILL of coordinators and workers: after one start of a coordinator nothing is left over."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 
 import hugepool
-from support.host import Mounts, free_pages
+from support.host import Mounts, free_pages, settles
 from support.service import Service
+
+
+def segments_in(directory: Path) -> int:
+    return len(list(directory.glob("*.segment")))
 
 
 @pytest.mark.parametrize("victims", ["coordinator", "worker", "both"])
@@ -33,7 +38,7 @@ def test_no_growth_after_a_restart(
     pool.gather(x, np.arange(1000), out="g", workers=1)
     assert free_pages() < free_before
     directories = [Path(shared.info.segment.path).parent for shared in (x, y)]
-    assert [len(os.listdir(directory)) for directory in directories] == [1, 3]
+    assert [segments_in(directory) for directory in directories] == [1, 3]
     if victims != "coordinator":
         os.kill(pool.stats().workers[0].pid, 9)
     if victims != "worker":
@@ -43,24 +48,34 @@ def test_no_growth_after_a_restart(
     x.detach()
     pool.close()
     service.start()
+    sealed = {"x", "y"} if victims != "worker" else set()
+    with hugepool.connect(service.address) as pool:
+        assert {info.spec.name for info in pool.list()} == sealed
+        assert sum(map(segments_in, directories)) == len(sealed)
+        for name in sealed:
+            np.testing.assert_array_equal(pool.attach(name).array, np.arange(2e6))
+            pool.destroy(name)
+    assert service.stop() == 0
     assert not any(directory.exists() for directory in directories)
     assert os.listdir(mount) == []
     deadline = time.monotonic() + 10
     while free_pages() < free_before:
         assert time.monotonic() < deadline, "huge pages did not come back"
         time.sleep(0.01)
-    assert service.stop() == 0
 
 
 def test_a_foreign_file_in_a_dead_directory_is_left_alone(service: Service, tmp_path: Path) -> None:
     service.start()
     pool = hugepool.connect(service.address)
-    x = pool.put("x", np.arange(10.0))
+    x = pool.create("x", 10)
     directory = Path(x.info.segment.path).parent
     (directory / "notes.txt").write_text("mine")
     service.kill()
     pool.close()
     service.start()
-    assert os.listdir(directory) == ["notes.txt"]
-    (directory / "notes.txt").unlink()
-    directory.rmdir()
+    with hugepool.connect(service.address) as pool:
+        assert settles(lambda: pool.list() == ())
+    assert segments_in(directory) == 0
+    assert service.stop() == 0
+    assert (directory / "notes.txt").read_text() == "mine"
+    shutil.rmtree(directory)

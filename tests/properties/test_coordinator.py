@@ -1,15 +1,14 @@
-"""Any order of requests, deaths, cancels and late outcomes leaves the coordinator whole.
+"""Any order of requests, deaths, restarts, cancels and late outcomes leaves the coordinator whole.
 
-The machine plays clients, workers and the threads that make and seal segments. It
-keeps its own plain account of what must be true for the outside world: who was
-answered, what was acknowledged, which lease a live client may still count on. The
-coordinator's own invariants are validated by the bench after every event.
+The machine plays clients, workers, and the threads that make, seal and publish
+segments; it kills the coordinator between any two events, with what was under way
+written down or not. What must be true for the outside is kept in ``support.outside``;
+the coordinator's own invariants are validated by the bench after every event.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,10 +21,10 @@ from hypothesis.stateful import (
 
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
-    ArrayCreated,
+    WORKER_CLIENT,
     Attach,
-    Attached,
     Bind,
+    Bound,
     Cancel,
     CreateArray,
     Describe,
@@ -33,29 +32,31 @@ from hugepool_common.messages import (
     Destroyed,
     Detach,
     Detached,
-    DropSegment,
     Failed,
     Goodbye,
     Hello,
     List,
-    Message,
     Operand,
     PartAccepted,
     PartDone,
     PartFailed,
+    Publish,
     RegisterWorker,
     ReportTiming,
     Request,
+    Resume,
+    Resumed,
     RunPart,
     Seal,
-    Sealed,
     Stats,
     SubmitJob,
     Timing,
+    Welcome,
     WorkerRegistered,
 )
 from hugepool_server.coordinator import Limits
 from hugepool_server.events import (
+    PublishRefused,
     SealRefused,
     SegmentProgress,
     SegmentRefused,
@@ -65,13 +66,19 @@ from hugepool_server.events import (
     WorkerStopped,
 )
 from support.coordination import REFUSAL, STEP_NS, Bench, Client, array_spec
+from support.examples import examples
+from support.outside import Outside
 
 NAMES = st.sampled_from("ab")
 CHOICE = st.integers(0, 1 << 16)
 UIDS = st.sampled_from([1000, 1000, 1000, 1000, 1001, 0])
+COUNTS = st.sampled_from([0, 10, 10, 5000])
+ROWS = st.none() | st.sampled_from([(0, 5), (5, 10), (4, 6), (0, 10), (0, 11)])
 LIMITS = Limits(
     max_sessions=6,
-    max_arrays=5,
+    max_arrays=8,
+    max_bytes=100_000,
+    max_bytes_per_user=60_000,
     max_leases_per_session=4,
     max_jobs=4,
     max_workers=4,
@@ -81,226 +88,316 @@ LIMITS = Limits(
 
 
 class World(RuleBasedStateMachine):
-    """Everything outside the coordinator."""
+    """Everything outside the coordinator, in motion."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bench = Bench(LIMITS)
-        self.clients: list[Client] = []
-        self.asked: dict[tuple[bytes, int], Request] = {}
-        self.owed: set[tuple[bytes, int]] = set()
-        self.sealed_ids: set[int] = set()
-        self.destroyed: set[int] = set()
-        self.leases: dict[int, tuple[Client, int]] = {}
-        self.writable: set[int] = set()
-        self.epochs: dict[tuple[int, int], int] = {}
-        self.at_work: dict[bytes, RunPart] = {}
-        self.workers: set[bytes] = set()
-        self.acknowledged: Counter[tuple[int, int]] = Counter()
-
-    # Bookkeeping --------------------------------------------------------------
-
-    def ask(self, client: Client, request: Request) -> Message | None:
-        """Send a request; returns the reply if it came at once."""
-        correlation = client.ask(request)
-        key = client.peer, correlation
-        self.asked[key] = request
-        self.owed.add(key)
-        self.read()
-        replies = client.replies(correlation)
-        return replies[0] if replies else None
-
-    def read(self) -> None:
-        """Take what the coordinator sent, and hold it against what was asked."""
-        for key in list(self.owed):
-            if replies := self.bench.replies[key]:
-                self.owed.discard(key)
-                self.check_answer(key, replies[0])
-        for client in self.clients:
-            for dropped in client.notices(DropSegment):
-                assert client.peer in self.workers, "only workers keep segments unasked"
-                assert dropped.segment_id in self.bench.made
-            for part in client.notices(RunPart):
-                assert client.peer in self.workers
-                assert client.peer not in self.at_work, "a second part for a busy worker"
-                assert part.epoch > self.epochs.get((part.job, part.part), 0)
-                assert not self.acknowledged[part.job, part.part], "done already"
-                for operand in part.operands:
-                    segment_id = operand.segment.segment_id
-                    assert segment_id not in self.bench.unlinked
-                    assert not (operand.writable and segment_id in self.sealed_ids)
-                    assert segment_id not in self.written_late(part), "a torn operand"
-                self.epochs[part.job, part.part] = part.epoch
-                self.at_work[client.peer] = part
-
-    def check_answer(self, key: tuple[bytes, int], reply: Message) -> None:
-        client = next(client for client in self.clients if client.peer == key[0])
-        match reply:
-            case ArrayCreated() | Attached():
-                segment_id = reply.array.segment.segment_id
-                assert segment_id not in self.bench.unlinked
-                assert reply.lease not in self.leases
-                self.leases[reply.lease] = client, segment_id
-                request = self.asked[key]
-                if not isinstance(request, Attach) or not request.readonly:
-                    self.writable.add(reply.lease)
-            case Sealed():
-                self.sealed_ids.add(reply.array.segment.segment_id)
-            case Failed():
-                assert reply.code in list(ErrorCode)
-                assert reply.code != ErrorCode.INTERNAL
-
-    def forget(self, client: Client, *, answered: bool) -> None:
-        """The client's session ended."""
-        self.clients.remove(client)
-        self.workers.discard(client.peer)
-        self.at_work.pop(client.peer, None)
-        self.leases = {
-            number: (owner, segment_id)
-            for number, (owner, segment_id) in self.leases.items()
-            if owner is not client
-        }
-        mine = {key for key in self.owed if key[0] == client.peer}
-        assert not (answered and mine), "a goodbye leaves nothing unanswered"
-        self.owed -= mine
+        self.out = Outside(self.bench)
 
     def pick(self, choice: int) -> Client:
-        return self.clients[choice % len(self.clients)]
+        return self.out.awake[choice % len(self.out.awake)]
 
-    has_clients = precondition(lambda self: self.clients)
-
-    def written_late(self, sent: RunPart) -> set[int]:
-        """The segments that others may still write where this part is to be computed."""
-        live = {
-            (job.number, part.number): part.epoch
-            for job in self.bench.coordinator._state.jobs.live
-            for part in job.parts
-        }
-        return {
-            operand.segment.segment_id
-            for part in self.at_work.values()
-            for operand in part.operands
-            if operand.writable
-            and live.get((part.job, part.part)) != part.epoch
-            and (part.job != sent.job or part.part == sent.part)
-        }
-
-    def writers(self, segment_id: int) -> list[Client]:
-        """The live clients that were granted a writable lease and did not give it back."""
-        return [
-            client
-            for number, (client, leased) in self.leases.items()
-            if leased == segment_id and number in self.writable
-        ]
+    has_clients = precondition(lambda self: self.out.awake)
 
     # Sessions -----------------------------------------------------------------
 
     @initialize(workers=st.integers(1, 2), count=st.integers(0, 2))
     def begin(self, workers: int, count: int) -> None:
         for number in range(2 + workers):
-            self.connect(uid=1000, worker=number >= 2)
+            self.connect(uid=1000, worker=number >= 2, refused="")
         for name in "ab"[:count]:
-            self.create(choice=0, name=name, count=1)
+            self.create(choice=0, name=name, count=10)
             self.end_making(0, "made")
 
-    @precondition(lambda self: len(self.clients) < 6)
-    @rule(uid=UIDS, worker=st.booleans())
-    def connect(self, uid: int, worker: bool) -> None:
-        client = self.bench.client(uid=uid, hello=False)
-        self.clients.append(client)
-        self.ask(client, Hello("me", "0"))
-        self.bench.locked.add(client.session)
-        self.ask(client, Bind())
-        if worker:
-            self.register(len(self.clients) - 1)
+    @precondition(lambda self: len(self.out.clients) < 6)
+    @rule(
+        uid=UIDS,
+        worker=st.booleans(),
+        refused=st.sampled_from(["", "", "", "token", "lock", "gone"]),
+    )
+    def connect(self, uid: int, worker: bool, refused: str) -> None:
+        name = WORKER_CLIENT if worker else "me"
+        client = self.bench.client(uid=uid, hello=False, name=name)
+        before = set(self.bench.watched)
+        self.bench.automatic = refused != "token"
+        hello = client.ask(Hello(name, "0"))
+        if refused == "token":
+            self.bench.refuse_token()
+            self.bench.automatic = True
+            assert client.reply(hello, Failed) == REFUSAL
+        elif refused == "lock":
+            client.refused(Bind(), ErrorCode.NOT_PERMITTED)
+        elif refused == "gone":
+            client.vanish()
+        else:
+            client.token = client.reply(hello, Welcome).token.rpartition("/")[2]
+            client.bind()
+            self.out.clients.append(client)
+            if worker:
+                self.register(client)
+            return
+        self.out.read()
+        assert set(self.bench.watched) == before, "a session of nobody"
 
-    @has_clients
-    @rule(choice=CHOICE)
-    def register(self, choice: int) -> None:
-        client = self.pick(choice)
+    def register(self, client: Client) -> None:
+        out = self.out
         # Known beforehand: parts may come with the answer.
-        before = set(self.workers)
-        self.workers.add(client.peer)
-        if not isinstance(self.ask(client, RegisterWorker()), WorkerRegistered):
-            self.workers = before
+        workers, part = set(out.workers), out.at_work.pop(client, None)
+        out.workers.add(client)
+        if not isinstance(out.ask(client, RegisterWorker()), WorkerRegistered):
+            out.workers = workers
+            if part is not None:
+                out.at_work[client] = part
 
-    @has_clients
+    @precondition(lambda self: any(self.idle_worker(one) for one in self.out.awake))
+    @rule(choice=CHOICE)
+    def register_again(self, choice: int) -> None:
+        idle = [client for client in self.out.awake if self.idle_worker(client)]
+        self.register(idle[choice % len(idle)])
+
+    def idle_worker(self, client: Client) -> bool:
+        return client.name == WORKER_CLIENT and client not in self.out.at_work
+
+    @precondition(lambda self: self.out.clients)
     @rule(choice=CHOICE)
     def die(self, choice: int) -> None:
-        client = self.pick(choice)
-        for effect in client.exit():
-            assert not isinstance(effect, Send) or effect.peer != client.peer
-        self.forget(client, answered=False)
-        self.read()
+        client = self.out.clients[choice % len(self.out.clients)]
+        if client not in self.out.forgotten:
+            for effect in client.exit():
+                assert not isinstance(effect, Send) or effect.peer != client.peer
+        self.out.forget(client, answered=False)
+        self.out.read()
 
     @has_clients
     @rule(choice=CHOICE)
     def say_goodbye(self, choice: int) -> None:
         client = self.pick(choice)
-        self.ask(client, Goodbye())
-        self.forget(client, answered=True)
-        self.read()
+        self.out.at_work.pop(client, None)  # it gave up
+        self.out.ask(client, Goodbye())
+        self.out.forget(client, answered=True)
+        self.out.read()
 
     @has_clients
     @rule(choice=CHOICE)
     def become_unreachable(self, choice: int) -> None:
         client = self.pick(choice)
         client.vanish()
-        if client.peer in self.workers - self.at_work.keys():
-            self.forget(client, answered=False)
+        # What it asked may or may not be answered, depending on when it is heard of again.
+        self.out.void_requests(client)
+        self.out.deaf.add(client)
+        self.out.read()
+
+    @has_clients
+    @rule(choice=CHOICE, loses=st.booleans(), more=st.booleans(), again=st.booleans())
+    def renew_connection(self, choice: int, loses: bool, more: bool, again: bool) -> None:
+        self.take_up(self.pick(choice), loses=loses, more=more, again=again)
+
+    @precondition(lambda self: self.out.cut)
+    @rule(choice=CHOICE, more=st.booleans(), again=st.booleans())
+    def resume(self, choice: int, more: bool, again: bool) -> None:
+        cut = sorted(self.out.cut, key=lambda client: client.identity.pid)
+        self.take_up(cut[choice % len(cut)], loses=False, more=more, again=again)
+
+    def take_up(self, client: Client, *, loses: bool, more: bool, again: bool) -> None:
+        """Be heard from another connection, and tell what is held."""
+        out, bench = self.out, self.bench
+        pending = out.requests_of(client)
+        out.void_requests(client)
+        mine = sorted(out.held_by(client))
+        if loses and mine:
+            del out.leases[mine[-1]]  # the reply that granted it was lost
+        elsewhere = client in out.forgotten
+        claims = out.claims(client)
+        client.reconnect()
+        welcome = client.call(Hello(client.name, "0", client.token), Welcome)
+        assert welcome.resumed is not elsewhere
+        if elsewhere:
+            client.token = welcome.token.rpartition("/")[2]
+            bench.locked.add(client.session)
+            client.call(Bind(), Bound)
+        out.cut.discard(client)
+        half = len(claims) // 2 if more else 0
+        gone: tuple[int, ...] = ()
+        if more:
+            gone += client.call(Resume(tuple(claims[:half]), more=True), Resumed).gone
+        gone += client.call(Resume(tuple(claims[half:])), Resumed).gone
+        out.lose(client, gone)
+        out.deaf.discard(client)
+        out.read()
+        if client.name == WORKER_CLIENT:
+            out.at_work.pop(client, None)
+            self.register(client)
+        for request in pending if again else []:
+            if isinstance(request, CreateArray):
+                once_more = msgspec.structs.replace(request, again=True)
+                self.ask_to_create(client, once_more)
+            elif isinstance(request, Seal | Publish):
+                out.ask(client, request)
+
+    # The coordinator dies -----------------------------------------------------
+
+    @rule(
+        written=st.integers(0, 255),
+        dead=st.none() | CHOICE,
+        forgotten=st.none() | CHOICE,
+        lost=st.none() | st.none() | CHOICE,
+    )
+    def restart(
+        self, written: int, dead: int | None, forgotten: int | None, lost: int | None
+    ) -> None:
+        out, bench = self.out, self.bench
+        for token in [*bench.making, *bench.sealing, *bench.publishing]:
+            if written >> token % 8 & 1:
+                self.write(token)
+        if dead is not None and out.clients:
+            client = out.clients[dead % len(out.clients)]
+            bench.locked.discard(client.session)
+            out.forget(client, answered=False)
+        if forgotten is not None and out.clients:
+            client = out.clients[forgotten % len(out.clients)]
+            bench.locked.discard(client.session)
+            out.forgotten.setdefault(client, {}).update(out.held_by(client))
+            for number, told in out.forgotten[client].items():
+                told.rows = None
+                out.leases.pop(number, None)
+        living = {bench.tokens[number].token for number in bench.locked}
+        for number, record in bench.disk.items():
+            if (record.temporary or not record.sealed) and record.owner not in living:
+                out.ownerless.add(number)
+        if lost is not None and bench.disk:
+            bench.lost.add(sorted(bench.disk)[lost % len(bench.disk)])
+        out.cut = set(out.clients)
+        out.workers.clear()
+        out.owed = {key: client for key, client in out.owed.items() if client in out.clients}
+        waiting = dict(out.owed)
+        out.owed.clear()
+        bench.restart()
+        out.owed = waiting
+        out.read()
+
+    def write(self, token: int) -> None:
+        """An act of a thread is done, and its coordinator does not live to see it."""
+        bench = self.bench
+        if token in bench.making:
+            bench.write_made(token)
+        elif token in bench.sealing:
+            self.out.note_sealed(bench.sealing[token].segment.segment_id)
+            bench.write_sealed(token)
         else:
-            # What it asked may or may not be answered, depending on when it is heard of again.
-            self.owed -= {key for key in self.owed if key[0] == client.peer}
-        self.read()
+            self.note_published(token)
+            bench.write_published(token)
+
+    def note_published(self, token: int) -> None:
+        """What had the name is superseded, or was lost and goes."""
+        act = self.bench.publishing[token]
+        for record in self.bench.disk.values():
+            if record.spec.name == act.name:
+                self.out.superseded.add(record.segment.segment_id)
+        self.out.temporary.discard(act.segment_id)
 
     # Arrays -------------------------------------------------------------------
 
     @has_clients
-    @rule(choice=CHOICE, name=NAMES, count=st.sampled_from([0, 1, 5000]))
-    def create(self, choice: int, name: str, count: int) -> None:
-        self.ask(self.pick(choice), CreateArray(array_spec(name, count)))
+    @rule(choice=CHOICE, name=NAMES, count=COUNTS, temporary=st.booleans())
+    def create(self, choice: int, name: str, count: int, temporary: bool = False) -> None:
+        self.ask_to_create(
+            self.pick(choice), CreateArray(array_spec(name, count), temporary=temporary)
+        )
+
+    def ask_to_create(self, client: Client, request: CreateArray) -> None:
+        begun = set(self.bench.making)
+        self.out.ask(client, request)
+        for token in self.bench.making.keys() - begun:
+            if request.temporary:
+                self.out.temporary.add(self.bench.making[token].segment_id)
 
     @has_clients
-    @rule(choice=CHOICE, name=NAMES, readonly=st.booleans())
-    def attach(self, choice: int, name: str, readonly: bool) -> None:
-        self.ask(self.pick(choice), Attach(name, readonly))
+    @rule(choice=CHOICE, name=NAMES, readonly=st.booleans(), rows=ROWS)
+    def attach(self, choice: int, name: str, readonly: bool, rows: tuple[int, int] | None) -> None:
+        self.out.ask(self.pick(choice), Attach(name, readonly, rows))
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.out.leases)
     @rule(choice=CHOICE)
     def detach(self, choice: int) -> None:
-        number = sorted(self.leases)[choice % len(self.leases)]
-        client, _ = self.leases.pop(number)
-        assert isinstance(self.ask(client, Detach(number)), Detached)
+        number = sorted(self.out.leases)[choice % len(self.out.leases)]
+        client = self.out.leases[number].client
+        if client not in self.out.cut:
+            del self.out.leases[number]
+            assert isinstance(self.out.ask(client, Detach(number)), Detached)
 
-    @precondition(lambda self: self.leases and len(self.clients) > 1)
+    @precondition(lambda self: self.out.leases and len(self.out.awake) > 1)
     @rule(choice=CHOICE, who=CHOICE)
     def detach_what_another_has(self, choice: int, who: int) -> None:
-        number = sorted(self.leases)[choice % len(self.leases)]
-        owner, segment_id = self.leases[number]
-        thief = self.pick(who)
-        if thief is not owner and segment_id not in self.bench.unlinked:
-            assert isinstance(self.ask(thief, Detach(number)), Failed)
+        number = sorted(self.out.leases)[choice % len(self.out.leases)]
+        told, thief = self.out.leases[number], self.pick(who)
+        if not (told.client in (thief, *self.out.cut) or self.out.is_gone(told.segment_id)):
+            assert isinstance(self.out.ask(thief, Detach(number)), Failed)
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES)
     def seal(self, choice: int, name: str) -> None:
         client = self.pick(choice)
         before = set(self.bench.sealing)
-        self.ask(client, Seal(name))
+        self.out.ask(client, Seal(name))
         for token in self.bench.sealing.keys() - before:
             segment_id = self.bench.sealing[token].segment.segment_id
-            assert set(self.writers(segment_id)) <= {client}, "sealed under a writer"
-            for part in self.at_work.values():
+            seen = self.out.writers(segment_id) - self.out.cut
+            assert seen <= {client}, "sealed under a writer"
+            for worker, part in self.out.at_work.items():
                 for operand in part.operands:
-                    assert not (operand.writable and operand.segment.segment_id == segment_id)
+                    written = operand.writable and operand.segment.segment_id == segment_id
+                    assert not (written and worker in self.out.workers)
+
+    @has_clients
+    @rule(choice=CHOICE, name=NAMES, source=NAMES)
+    def publish(self, choice: int, name: str, source: str) -> None:
+        before = set(self.bench.publishing)
+        self.out.ask(self.pick(choice), Publish(name, source))
+        for token in self.bench.publishing.keys() - before:
+            assert self.bench.publishing[token].segment_id in self.out.sealed
+
+    @has_clients
+    @rule(
+        choice=CHOICE,
+        name=NAMES,
+        reader=st.none() | CHOICE,
+        steps=st.integers(1, 5),
+        temporary=st.booleans(),
+    )
+    def publish_anew(
+        self, choice: int, name: str, reader: int | None, steps: int, temporary: bool
+    ) -> None:
+        """What a client does to bring something new out, or the first steps of it."""
+        client, bench, out = self.pick(choice), self.bench, self.out
+        source = f"{name}{len(bench.made)}"
+        if reader is not None:
+            out.ask(self.pick(reader), Attach(name))
+        begun = set(bench.making)
+        self.ask_to_create(client, CreateArray(array_spec(source, 10), temporary=temporary))
+        for token in bench.making.keys() - begun:
+            bench.finish_making(source, token=token)
+            out.read()
+        begun = set(bench.sealing)
+        if steps > 1:
+            out.ask(client, Seal(source))
+        for token in bench.sealing.keys() - begun if steps > 2 else ():
+            self.end_sealing(sorted(bench.sealing).index(token), True)
+        begun = set(bench.publishing)
+        if steps > 3:
+            out.ask(client, Publish(name, source))
+        for token in bench.publishing.keys() - begun if steps > 4 else ():
+            self.end_publishing(sorted(bench.publishing).index(token), True)
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES)
     def destroy(self, choice: int, name: str) -> None:
         before = len(self.bench.unlinked)
-        reply = self.ask(self.pick(choice), Destroy(name))
-        assert len(self.bench.unlinked) - before == isinstance(reply, Destroyed)
-        self.destroyed |= set(self.bench.unlinked[before:])
+        reply = self.out.ask(self.pick(choice), Destroy(name))
+        removed = self.bench.unlinked[before:]
+        assert bool(removed) is isinstance(reply, Destroyed)
+        self.out.destroyed |= set(removed)
+        self.out.check()
 
     @has_clients
     @rule(choice=CHOICE, name=NAMES, kind=st.sampled_from(["list", "stats", "timing", "describe"]))
@@ -311,15 +408,16 @@ class World(RuleBasedStateMachine):
             "timing": ReportTiming(Timing("step")),
             "describe": Describe(name),
         }
-        assert self.ask(self.pick(choice), requests[kind]) is not None
+        assert self.out.ask(self.pick(choice), requests[kind]) is not None
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.out.asked)
     @rule(choice=CHOICE, guess=st.booleans())
     def cancel(self, choice: int, guess: bool) -> None:
-        peer, correlation = sorted(self.owed or self.asked)[choice % len(self.owed or self.asked)]
-        for client in self.clients:
+        some = sorted(self.out.owed or self.out.asked)
+        peer, correlation = some[choice % len(some)]
+        for client in self.out.awake:
             if client.peer == peer:
-                assert self.ask(client, Cancel(correlation + guess)) is not None
+                assert self.out.ask(client, Cancel(correlation + guess)) is not None
                 return
 
     # Threads ------------------------------------------------------------------
@@ -338,7 +436,7 @@ class World(RuleBasedStateMachine):
                 bench.handle(SegmentRefused(token, REFUSAL))
             case "progress":
                 bench.handle(SegmentProgress(token, 1, 2))
-        self.read()
+        self.out.read()
 
     @precondition(lambda self: self.bench.sealing)
     @rule(choice=CHOICE, well=st.booleans())
@@ -346,12 +444,25 @@ class World(RuleBasedStateMachine):
         bench = self.bench
         token = sorted(bench.sealing)[choice % len(bench.sealing)]
         if well:
-            self.sealed_ids.add(bench.sealing[token].segment.segment_id)
+            self.out.note_sealed(bench.sealing[token].segment.segment_id)
             bench.handle(bench.write_sealed(token))
         else:
             del bench.sealing[token]
             bench.handle(SealRefused(token, REFUSAL))
-        self.read()
+        self.out.read()
+
+    @precondition(lambda self: self.bench.publishing)
+    @rule(choice=CHOICE, well=st.sampled_from([True, True, False]))
+    def end_publishing(self, choice: int, well: bool) -> None:
+        bench = self.bench
+        token = sorted(bench.publishing)[choice % len(bench.publishing)]
+        if well:
+            self.note_published(token)
+            bench.handle(bench.write_published(token))
+        else:
+            del bench.publishing[token]
+            bench.handle(PublishRefused(token, REFUSAL))
+        self.out.read()
 
     # Jobs ---------------------------------------------------------------------
 
@@ -362,26 +473,26 @@ class World(RuleBasedStateMachine):
         if writes is not None:
             operands.append(Operand("out", writes, True))
         request = SubmitJob("gather", tuple(operands), tuple(range(parts + 1)))
-        self.ask(self.pick(choice), request)
+        self.out.ask(self.pick(choice), request)
 
-    @precondition(lambda self: self.at_work)
+    @precondition(lambda self: any(one not in self.out.cut for one in self.out.at_work))
     @rule(choice=CHOICE, well=st.sampled_from([True, True, True, False]))
     def report(self, choice: int, well: bool) -> None:
-        peer = sorted(self.at_work)[choice % len(self.at_work)]
-        worker = next(client for client in self.clients if client.peer == peer)
-        part = self.at_work.pop(peer)
-        reply = self.ask(worker, _report(part, well=well))
+        busy = [client for client in self.out.awake if client in self.out.at_work]
+        worker = busy[choice % len(busy)]
+        part = self.out.at_work.pop(worker)
+        reply = self.out.ask(worker, _report(part, well=well))
         assert isinstance(reply, PartAccepted)
         if not reply.stale and well:
-            self.acknowledged[part.job, part.part] += 1
-            assert self.acknowledged[part.job, part.part] == 1, "acknowledged twice"
+            self.out.acknowledged[part.job, part.part] += 1
+            assert self.out.acknowledged[part.job, part.part] == 1, "acknowledged twice"
 
     @has_clients
     @rule(choice=CHOICE, stopped=st.sampled_from([True, True, False]))
     def stop_or_continue(self, choice: int, stopped: bool) -> None:
         number = self.pick(choice).session
         self.bench.handle(WorkerStopped(number) if stopped else WorkerContinued(number))
-        self.read()
+        self.out.read()
 
     @precondition(lambda self: self.bench.coordinator.wake_ns is not None)
     @rule()
@@ -390,9 +501,9 @@ class World(RuleBasedStateMachine):
         assert due_ns is not None and due_ns > self.bench.now_ns
         self.bench.now_ns = due_ns
         self.bench.handle(Tick())
-        self.read()
+        self.out.read()
 
-    @precondition(lambda self: self.clients and self.epochs)
+    @precondition(lambda self: self.out.awake and self.out.epochs)
     @rule(
         choice=CHOICE,
         which=CHOICE,
@@ -404,83 +515,57 @@ class World(RuleBasedStateMachine):
         self, choice: int, which: int, epoch_off: int, part_off: int, well: bool
     ) -> None:
         client = self.pick(choice)
-        job, number = sorted(self.epochs)[which % len(self.epochs)]
-        epoch = self.epochs[job, number] + epoch_off
+        job, number = sorted(self.out.epochs)[which % len(self.out.epochs)]
+        epoch = self.out.epochs[job, number] + epoch_off
         number += part_off
-        sent = self.at_work.get(client.peer)
+        sent = self.out.at_work.get(client)
         if sent is not None and (sent.job, sent.part, sent.epoch) == (job, number, epoch):
             return
         part = RunPart(job, number, epoch, "gather", "auto", (), 0, 1)
         due_ns = self.bench.coordinator.wake_ns
         if due_ns is not None and due_ns <= self.bench.now_ns + STEP_NS:
             return  # patience would end at this very event
+        self.out.ask(client, List())  # it is heard of, and gets what waited for that
+        sent = self.out.at_work.get(client)
+        if sent is not None and (sent.job, sent.part, sent.epoch) == (job, number, epoch):
+            return
         before = repr(self.bench.coordinator)
-        reply = self.ask(client, _report(part, well=well))
+        reply = self.out.ask(client, _report(part, well=well))
         assert reply == PartAccepted(stale=True)
         assert repr(self.bench.coordinator) == before
 
     # What must hold -----------------------------------------------------------
 
     @invariant()
-    def nobody_is_answered_twice(self) -> None:
-        assert all(len(replies) <= 1 for replies in self.bench.replies.values())
-
-    @invariant()
-    def only_slow_requests_wait(self) -> None:
-        for key in self.owed:
-            assert isinstance(self.asked[key], CreateArray | Seal | SubmitJob), self.asked[key]
-
-    @invariant()
-    def sealed_arrays_and_leases_of_the_living_stay(self) -> None:
-        listed = self.listed()
-        for client, segment_id in self.leases.values():
-            if segment_id in listed:
-                assert client.identity.pid in listed[segment_id]
-        for client, segment_id in self.leases.values():
-            if self.writers(segment_id):
-                assert segment_id in listed or segment_id in self.destroyed, client
-        assert self.sealed_ids <= listed.keys() | self.destroyed
-
-    @invariant()
-    def every_segment_has_a_name_or_is_removed(self) -> None:
-        assert self.bench.made == set(self.listed()) | set(self.bench.unlinked)
-        assert not set(self.listed()) & set(self.bench.unlinked)
-
-    @invariant()
-    def every_session_is_watched(self) -> None:
-        pids = {client.identity.pid for client in self.clients}
-        assert set(self.bench.watched.values()) == pids
-
-    def listed(self) -> dict[int, tuple[int, ...]]:
-        """Segment ids and their readers, as the registry has them."""
-        state = self.bench.coordinator._state
-        return {
-            found.segment_id: tuple(
-                lease.session.identity.pid for lease in state.leases.on(found.segment_id)
-            )
-            for found in state.registry.published
-        }
+    def the_outside_may_count_on_what_it_was_told(self) -> None:
+        self.out.check()
 
     def teardown(self) -> None:
         """Drain, then let everybody go: all is back where it began."""
-        bench = self.bench
+        bench, out = self.bench, self.out
+        for client in out.cut:
+            out.void_requests(client)
         bench.stop()
-        self.read()
+        out.read()
         while bench.making:
             self.end_making(0, "made")
         while bench.sealing:
             self.end_sealing(0, True)
+        while bench.publishing:
+            self.end_publishing(0, True)
         assert bench.stops == 1
-        assert not self.owed, "a request was never answered"
-        assert bench.made == set(self.listed()) | set(bench.unlinked)
-        for client in list(self.clients):
-            client.exit()
+        assert not out.owed, "a request was never answered"
+        out.check()
+        for client in list(out.clients):
+            self.die(out.clients.index(client))
         state = bench.coordinator._state
         assert repr(state.leases) == "<Leases: 0 sessions, 0 leases>"
         assert repr(state.jobs) == "<Jobs: 0 jobs, 0 of 0 workers busy>"
         assert state.registry.acts == ()
-        assert bench.watched == {}
-        assert set(self.listed()) <= self.sealed_ids, "an unsealed array outlived its users"
+        assert not bench.watched
+        assert not bench.tokens
+        lasting = out.sealed - out.superseded - out.temporary
+        assert set(out.kept()) <= lasting, "something outlived its users"
         assert bench.stops == 1
 
 
@@ -490,5 +575,7 @@ def _report(part: RunPart, *, well: bool) -> PartDone | PartFailed:
     return PartFailed(part.job, part.part, part.epoch, REFUSAL)
 
 
-World.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=examples(100), stateful_step_count=60, deadline=None
+)
 TestCoordinator = World.TestCase

@@ -62,6 +62,7 @@ def manifests(draw: st.DrawFn) -> ArrayRecord:
         checksum=draw(TEXT) if sealed else "",
         boot_id=draw(BOOTS),
         epoch=draw(EPOCHS),
+        temporary=draw(st.booleans()),
     )
 
 

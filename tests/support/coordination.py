@@ -272,6 +272,7 @@ class Bench:
             checksum="",
             boot_id=BOOT_ID,
             epoch=self.epoch,
+            temporary=act.temporary,
         )
         return SegmentMade(token, segment, pages)
 
@@ -312,7 +313,7 @@ class Bench:
         assert all(one.generation < act.generation for one in others if one.sealed)
         spec = msgspec.structs.replace(record.spec, name=act.name)
         self.disk[act.segment_id] = msgspec.structs.replace(
-            record, spec=spec, generation=act.generation
+            record, spec=spec, generation=act.generation, temporary=False
         )
         return GenerationPublished(token)
 

@@ -135,7 +135,7 @@ class Mounts:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._paths: list[Path] = []
-        require("mounts", _unshare_mounts(), "needs root to mount")
+        require("mounts", enter_private_mounts(), "needs root to mount")
 
     def hugetlbfs(self, options: str = "pagesize=2M") -> str:
         """Mount hugetlbfs with these options."""
@@ -148,6 +148,10 @@ class Mounts:
     def make_read_only(self, path: str) -> None:
         """Make a mount of this test read-only."""
         subprocess.run(["mount", "-o", "remount,ro", path], check=True, capture_output=True)
+
+    def make_writable(self, path: str) -> None:
+        """Undo :meth:`make_read_only`."""
+        subprocess.run(["mount", "-o", "remount,rw", path], check=True, capture_output=True)
 
     def over(self, path: str, options: str) -> None:
         """Mount another tmpfs over a mount of this test."""
@@ -170,7 +174,7 @@ class Mounts:
         return str(path)
 
 
-def _unshare_mounts() -> bool:
+def enter_private_mounts() -> bool:
     """Move this process into a mount namespace of its own, once."""
     global _private_mounts
     if _private_mounts is None:

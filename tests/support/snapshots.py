@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hugepool.snapshot_directory import (
-    FORMAT,
-    Index,
-    SavedObject,
-    SnapshotDirectory,
-    write_whole,
-)
+from hugepool.snapshot_directory import SnapshotDirectory, write_whole
+from hugepool.snapshot_index import FORMAT, Index, SavedObject
 from hugepool_common.checksum import checksum_of_buffers, checksum_of_file
 from hugepool_common.errors import SnapshotError
 from hugepool_common.spec import ArraySpec

@@ -165,3 +165,15 @@ def test_what_does_not_fit_into_memory_is_refused() -> None:
     done = run_program("gather", "--size", "8MB", "--gathers", "1e12", "--pages", "4K")
     assert done.returncode == 1
     assert "may be taken" in done.stderr
+
+
+def test_deaths_and_restarts_are_timed_and_nothing_is_missing_after_them(tmp_path: Path) -> None:
+    words = ("--deaths", "3", "--restarts", "2", "--arrays", "5", "--sessions", "3")
+    found = told(tmp_path / "run.json", "restart", *words)["found"]
+    assert [len(one["samples_ns"]) for one in found] == [3, 2, 2]
+    for one in found:
+        assert 0 < one["p50_ns"] <= one["p99_ns"] <= one["max_ns"] == max(one["samples_ns"])
+    _, bound, resumed = found
+    assert all(
+        early < late for early, late in zip(bound["samples_ns"], resumed["samples_ns"], strict=True)
+    )

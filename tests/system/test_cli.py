@@ -110,7 +110,9 @@ def test_the_end_of_workers_has_a_status(
     service: Service, victim: str, status: int, said: str
 ) -> None:
     service.start()
-    process = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
+    process = service.spawn(
+        *(sys.executable, "-m", "hugepool", "worker", "-n", "1"), HUGEPOOL_RECONNECT_S="0.1"
+    )
     with hugepool.connect(service.address) as pool:
         while not (workers := pool.stats().workers):
             assert process.poll() is None

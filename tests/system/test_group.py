@@ -46,6 +46,7 @@ def as_user(service: Service, script: str, *, gid: int) -> subprocess.CompletedP
         env={
             "HUGEPOOL_ADDRESS": service.address,
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # a tree that is not installed
             "PYTHONDONTWRITEBYTECODE": "1",
         },
     )

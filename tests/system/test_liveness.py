@@ -178,6 +178,28 @@ def test_a_client_seen_from_nowhere_is_taken_over_by_its_lock(service: Service) 
     service.kill()  # unshare passes no SIGTERM on
 
 
+def test_a_stopped_worker_is_noticed_and_waited_for(service: Service) -> None:
+    service.start()
+    service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
+    with hugepool.connect(service.address) as pool:
+        assert settles(lambda: len(pool.stats().workers) == 1, 60)
+        pool.put("x", np.arange(100.0))
+        worker = pool.stats().workers[0].pid
+        os.kill(worker, signal.SIGSTOP)
+        client = service.python(
+            "import hugepool\n"
+            "with hugepool.connect() as pool:\n"
+            "    print(pool.gather('x', [7], workers=1).array[0], flush=True)\n"
+        )
+        assert settles(lambda: pool.stats().jobs_running == 1)
+        assert pool.stats().jobs_waiting == 0
+        assert settles(lambda: pool.stats().jobs_waiting == 1, 60)
+        assert [one.pid for one in pool.stats().workers] == [worker]
+        os.kill(worker, signal.SIGCONT)
+        assert said(client) == "7.0"
+        assert pool.stats().jobs_waiting == 0
+
+
 # Binding ----------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,19 @@ def test_scripts_are_executable_bash(script: Path) -> None:
     assert os.access(script, os.X_OK)
     assert ran("bash", "-n", script).returncode == 0
     assert "set -euo pipefail" in script.read_text()
+
+
+def test_every_folder_of_tests_is_run() -> None:
+    script = (ROOT / "scripts" / "test").read_text()
+    named = {
+        word
+        for lane in re.findall(r"^(?:pure|real)=\((.+)\)$", script, re.M)
+        for word in lane.split()
+    }
+    assert named == {
+        f"tests/{found.parent.relative_to(ROOT / 'tests').parts[0]}"
+        for found in (ROOT / "tests").rglob("test_*.py")
+    }
 
 
 def test_no_package_index_is_named() -> None:

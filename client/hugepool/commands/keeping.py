@@ -95,7 +95,7 @@ def publish_command(name: str, file: str, address: str | None) -> None:
     """
     with connected(address) as pool:
         temporary = temporary_name(name)
-        made = pool.load(temporary, file)
+        made = pool.load(temporary, file, temporary=True)
         try:
             made.publish_as(name)
         except BaseException:

@@ -76,6 +76,7 @@ class UnpublishedFile:
                     f"the segment cannot be given to group {group}", where=self.path
                 ) from None
         os.fchmod(self.fd, mode)  # O_TMPFILE obeyed the umask
+        status = os.fstat(self.fd)  # nothing may fail once it has its name
         # The descriptor of the directory makes CPython call linkat with
         # AT_SYMLINK_FOLLOW; without it, it would link the /proc symlink: EXDEV.
         source = self._unpublished_name or f"/proc/self/fd/{self.fd}"
@@ -90,7 +91,7 @@ class UnpublishedFile:
         except FileExistsError:
             raise ArrayExistsError("the segment id is taken", where=self.path) from None
         self._published = True
-        return os.fstat(self.fd)
+        return status
 
     def __enter__(self) -> UnpublishedFile:
         return self

@@ -34,8 +34,9 @@ def test_what_was_granted_is_told_until_it_is_let_go() -> None:
         Held(6, 3, readonly=False, rows=(3, 9)),
         Held(7, 1, readonly=False),
     )
-    assert holdings.let_go(6)
-    assert not holdings.let_go(6)
+    claim = holdings.claim(6)
+    assert holdings.let_go(claim)
+    assert not holdings.let_go(claim)
     assert [held.lease for held in told(holdings)] == [5, 7]
 
 
@@ -58,11 +59,28 @@ def test_leases_on_what_is_gone_are_lost_and_not_told_again() -> None:
     holdings = Holdings()
     for lease in (1, 2, 3):
         holdings.note(Attach("x"), Attached(lease, info(lease % 2)))
+    claims = [holdings.claim(lease) for lease in (1, 2, 3)]
     holdings.lose([1, 77])
-    assert [holdings.is_lost(lease) for lease in (1, 2, 3)] == [True, False, True]
+    assert [claim.lost for claim in claims] == [True, False, True]
     assert [held.lease for held in told(holdings)] == [2]
-    assert not holdings.let_go(1)  # there is nobody to give it back to
-    assert not holdings.is_lost(1)
+    assert not holdings.let_go(claims[0])  # there is nobody to give it back to
+
+
+def test_a_stranger_is_told_nothing_and_gives_the_same_numbers() -> None:
+    holdings = Holdings()
+    holdings.note(Attach("x"), Attached(1, info(7)))
+    former = holdings.claim(1)
+    holdings.lose_all()
+    assert told(holdings) == ()
+    holdings.note(Attach("x"), Attached(1, info(7)))
+    assert former.lost
+    assert not holdings.claim(1).lost
+    assert not holdings.let_go(former)
+    assert [held.lease for held in told(holdings)] == [1]
+
+
+def test_a_lease_that_nobody_knows_is_lost() -> None:
+    assert Holdings().claim(3).lost
 
 
 def test_many_leases_are_told_in_pages_that_fit_a_frame() -> None:

@@ -21,6 +21,7 @@ from hugepool_common.messages import (
     Held,
     List,
     Listed,
+    Message,
     RunPart,
     Seal,
     Sealed,
@@ -35,6 +36,15 @@ NOTHING = Listed((), more=False)
 
 def held(ledger: Ledger) -> list[Held]:
     return [held for page in ledger.holdings.pages() for held in page.leases]
+
+
+def sent(ledger: Ledger) -> list[Message]:
+    """What the next request takes along."""
+    messages = []
+    while (message := ledger.next_abandoned()) is not None:
+        messages.append(message)
+        ledger.sent_abandoned()
+    return messages
 
 
 def test_a_reply_stays_until_its_request_is_forgotten() -> None:
@@ -72,9 +82,7 @@ def test_what_a_request_that_was_given_up_is_granted_goes_back() -> None:
     ledger.disown(2)
     ledger.forget(2)
     ledger.note(2, ArrayCreated(5, info(3)))  # after that
-    assert list(ledger.abandoned) == [Detach(4), Destroy("x")]
-    while ledger.abandoned:
-        ledger.sent_abandoned()
+    assert sent(ledger) == [Detach(4), Destroy("x")]
     assert held(ledger) == []
 
 
@@ -150,10 +158,20 @@ def test_leases_that_nobody_holds_any_more_are_not_told() -> None:
         ledger.begin(lease, Attach("x"))
         ledger.note(lease, Attached(lease, info(lease)))
         ledger.forget(lease)
-    ledger.abandoned.extend([Detach(1), Destroy("y")])
+    ledger.abandoned.extend([ledger.holdings.claim(1), Detach(9), Destroy("y")])
     ledger.settle_abandoned()
     assert held(ledger) == [Held(2, 2, readonly=True)]
-    assert list(ledger.abandoned) == [Destroy("y")]
+    assert sent(ledger) == [Destroy("y")]
+
+
+def test_a_handle_that_was_forgotten_gives_its_lease_back_once() -> None:
+    ledger = Ledger()
+    ledger.begin(1, Attach("x"))
+    ledger.note(1, Attached(1, info(1)))
+    claim = ledger.holdings.claim(1)
+    ledger.abandoned.extend([claim, claim])
+    assert sent(ledger) == [Detach(1)]
+    assert held(ledger) == []
 
 
 def test_what_the_last_coordinator_wanted_is_void() -> None:
@@ -169,6 +187,18 @@ def test_what_the_last_coordinator_wanted_is_void() -> None:
     assert ledger.workers_changes == 1
     ledger.note(17, ArrayCreated(1, info(1)))  # a number says nothing of another coordinator's
     assert not ledger.abandoned
+
+
+def test_what_is_asked_again_while_it_is_given_up_goes_back() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    ledger.disown(1)
+    ledger.ask_again()
+    ledger.begin_anew()
+    ledger.note(1, ArrayCreated(5, info(3)))
+    ledger.forget(1)
+    assert sent(ledger) == [Destroy("x")]
+    assert held(ledger) == []
 
 
 def test_a_seal_noted_makes_the_lease_one_for_reading() -> None:

@@ -120,6 +120,23 @@ def test_a_token_that_another_holds_is_refused(path: Path) -> None:
         holder.kill()
 
 
+def test_a_process_without_descriptors_is_told_so(path: Path) -> None:
+    script = (
+        "import os, resource, sys\n"
+        "from hugepool.liveness import Token\n"
+        "from hugepool_common.errors import NotEnoughMemoryError\n"
+        "limit = os.dup(0)\n"
+        "os.close(limit)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "try: Token(sys.argv[1], os.geteuid())\n"
+        "except NotEnoughMemoryError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "ulimit -n" in done.stdout
+
+
 def test_a_token_that_is_not_there_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(NotPermittedError, match=r"nothing.*runtime directory"):
         Token(str(tmp_path / "nothing"), os.geteuid())

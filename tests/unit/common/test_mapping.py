@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import pickle
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from hugepool_common.errors import (
     ArrayBusyError,
     CancelledError,
     DetachedError,
+    HugepoolError,
     InvalidSpecError,
     NotEnoughMemoryError,
     NotPermittedError,
@@ -391,6 +394,55 @@ def test_a_read_only_descriptor_gives_no_writable_mapping(segment: Segment) -> N
 def test_no_address_space_is_a_memory_error(file: int) -> None:
     with pytest.raises(MemoryError, match="no address space"):
         reservation.reserve(1 << 60, writable=False)
+
+
+def test_no_free_descriptor_is_an_error_with_a_remedy(segment: Segment) -> None:
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(NotEnoughMemoryError, match="Too many open files") as caught:
+            Mapping.open(segment)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "ulimit -n" in caught.value.remedy
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EAGAIN])
+def test_populating_is_tried_again_where_the_kernel_was_only_interrupted(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real, refusals = linux.advise, [number, number]
+
+    def advise(address: int, length: int, advice: int) -> None:
+        if advice == linux.MADV_POPULATE_READ and refusals:
+            raise OSError(refusals.pop(), "not now")
+        real(address, length, advice)
+
+    monkeypatch.setattr(linux, "advise", advise)
+    with Mapping.open(segment) as mapping:
+        assert mapping.prove()[1] == segment.length
+    assert not refusals
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EAGAIN, NotEnoughMemoryError),
+        (errno.EBUSY, NotEnoughMemoryError),
+        (errno.EIO, SegmentChangedError),
+    ],
+)
+def test_whatever_the_kernel_refuses_is_an_error_of_ours(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[HugepoolError]
+) -> None:
+    def advise(address: int, length: int, advice: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(linux, "advise", advise)
+    with pytest.raises(kind, match=os.strerror(number)):
+        Mapping.open(segment)
 
 
 def test_a_mapping_is_not_pickled(file: int) -> None:

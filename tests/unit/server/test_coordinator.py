@@ -873,6 +873,16 @@ def test_who_asked_for_the_workers_is_told_once_that_they_changed(bench: Bench) 
     assert len(client.notices(WorkersChanged)) == 1
 
 
+def test_the_first_worker_is_news_and_the_last_one_s_end_too(bench: Bench) -> None:
+    client = bench.client()
+    client.call(Stats(), Counted)
+    worker = bench.worker()
+    assert len(client.notices(WorkersChanged)) == 1
+    client.call(Stats(), Counted)
+    worker.exit()
+    assert len(client.notices(WorkersChanged)) == 1
+
+
 def test_who_could_not_be_told_of_the_workers_is_told_when_it_is_heard_again(
     bench: Bench,
 ) -> None:
@@ -1118,7 +1128,9 @@ def test_a_draining_coordinator_refuses_new_work(bench: Bench, request_: Request
 
 
 def test_an_idle_coordinator_stops_at_once(bench: Bench) -> None:
+    assert not bench.coordinator.stopping
     assert bench.stop() == [Stop()]
+    assert bench.coordinator.stopping
 
 
 def test_a_second_signal_does_not_wait(bench: Bench) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from hugepool_common.errors import ErrorCode
@@ -10,6 +13,7 @@ from hugepool_common.messages import (
     Cancel,
     Cancelled,
     Counted,
+    DropSegment,
     Failed,
     Goodbye,
     GoodbyeSaid,
@@ -25,7 +29,7 @@ from hugepool_common.messages import (
     WorkerRegistered,
 )
 from hugepool_server.coordinator import Limits
-from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
+from hugepool_server.events import PeerUnreachable, Tick, WorkerContinued, WorkerStopped
 from support.coordination import Bench, Client
 
 LIMITS = Limits(worker_patience_ns=3_000_000_000, stopped_patience_ns=1_000_000_000)
@@ -220,6 +224,24 @@ def test_a_job_that_cannot_be_run_twice_fails_with_its_worker(bench: Bench, how:
     assert two.reply(two.done(second), PartAccepted).stale
 
 
+def test_a_part_at_which_three_workers_ended_fails_its_job(bench: Bench) -> None:
+    client, left = bench.client(), bench.worker()
+    other = client.submit(rows=(0, 1))
+    left.part()
+    job = client.submit(rows=(0, 4, 9))
+    for number in range(3):
+        assert client.replies(job) == [], number
+        worker = bench.worker()
+        assert worker.part().part == 0
+        worker.exit()
+    failed = client.reply(job, Failed)
+    assert failed.code == ErrorCode.JOB_FAILED
+    assert failed.message.startswith("every worker that ran part 0 of job")
+    assert failed.had == "3 workers lost at rows 0 to 4"
+    assert failed.where == "gather"
+    assert client.replies(other) == []
+
+
 def test_a_crew_without_members_stays_for_the_next_worker(bench: Bench) -> None:
     leader, member = bench.client(), bench.worker()
     job = leader.ask(SubmitJob(CREW_KERNEL, (), (0, 1), standing=True))
@@ -240,6 +262,40 @@ def test_a_busy_worker_out_of_reach_keeps_its_part(bench: Bench) -> None:
     assert two.notices(RunPart) == []
     assert not one.reply(one.done(part), PartAccepted).stale
     assert client.reply(job, JobDone)
+
+
+def test_a_part_that_could_not_be_sent_is_done_by_another(bench: Bench) -> None:
+    client, one = bench.client(), bench.worker()
+    client.create("out")
+    job = client.submit(("out", "out", True), rows=(0, 1))
+    part = one.part()
+    bench.handle(PeerUnreachable(one.peer, part))
+    again = bench.worker().part()
+    assert (again.job, again.part, again.epoch) == (part.job, part.part, part.epoch + 1)
+    assert client.replies(job) == []
+
+
+def test_a_worker_that_a_part_could_not_be_sent_to_is_tried_again(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    job = client.submit(rows=(0, 1))
+    bench.handle(PeerUnreachable(worker.peer, worker.part()))
+    assert bench.coordinator.busy_workers == ((worker.session, worker.identity.pid),)
+    bench.handle(WorkerContinued(worker.session))
+    worker.done(worker.part())
+    assert client.reply(job, JobDone)
+    assert not bench.coordinator.busy_workers
+
+
+def test_a_part_that_was_sent_before_stays_where_it_is(bench: Bench) -> None:
+    client, one, two = bench.client(), bench.worker(), bench.worker()
+    client.create("out")
+    client.submit(("out", "out", True), rows=(0, 1))
+    part = one.part()
+    for unsent in (DropSegment(7), msgspec.structs.replace(part, epoch=part.epoch + 1)):
+        bench.handle(PeerUnreachable(one.peer, unsent))
+    bench.handle(PeerUnreachable(client.peer, part))
+    assert two.notices(RunPart) == []
+    assert not one.reply(one.done(part), PartAccepted).stale
 
 
 # After a restart --------------------------------------------------------------
@@ -298,3 +354,14 @@ def test_a_worker_of_before_is_not_waited_for_for_ever(bench: Bench) -> None:
     assert "before the coordinator was restarted" in failed.message
     assert failed.had == f"pid {old.identity.pid}"
     assert fresh.notices(RunPart) == []
+
+
+def test_a_worker_of_before_that_is_one_too_many_is_not_waited_for() -> None:
+    bench = Bench(replace(LIMITS, max_workers=1))
+    client, old, fresh = restarted(bench)
+    job = client.submit(("x", "out"), rows=(0, 1))
+    assert fresh.notices(RunPart) == []
+    old.resume()
+    old.refused(RegisterWorker(), ErrorCode.NOT_ENOUGH_MEMORY)
+    fresh.done(fresh.part())
+    assert client.reply(job, JobDone)

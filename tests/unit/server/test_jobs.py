@@ -63,8 +63,11 @@ def test_a_good_job_passes(change: dict[str, object]) -> None:
         ({"rows": (-1, 2)}, "no partition"),
         ({"rows": (0, 5, 4)}, "no partition"),
         ({"rows": (0, (1 << 48) + 1)}, "no partition"),
+        ({"rows": (0, 5, (1 << 48) + 1)}, "no partition"),
         ({"kernel": ""}, "names no kernel"),
         ({"kernel": "k" * 65}, "names no kernel"),
+        ({"kernel": "k" * 99}, f"^'{'k' * 80}' names no kernel"),
+        ({"operands": (Operand("x", "a", False, "v" * 99),)}, f"had {'v' * 80}[)]"),  # type: ignore[arg-type]
         ({"kernel": "os.system('x')"}, "names no kernel"),
         ({"kernel": "gather\n"}, "names no kernel"),
         ({"implementation": "a/b"}, "names no kernel"),
@@ -219,8 +222,8 @@ def test_a_segment_that_is_still_written_for_an_ended_job_is_not_used() -> None:
     crowd.assign()
     crowd.all.finish(job, failed=True)
     crowd.submit(1, operand(2))
-    crowd.submit(1, operand(3))
-    assert crowd.assign() == [(3, 3, 0, 1)]
+    crowd.submit(1, operand(1))
+    assert crowd.assign() == [(3, 3, 0, 1)], "what the old ones only read is free"
     crowd.report(1, 1, 0)
     assert crowd.assign() == [], "another part may still write"
     crowd.report(2, 1, 1)
@@ -249,10 +252,16 @@ def test_registering_again_only_tells_the_cpus() -> None:
     assert crowd.all.worker_of(CLIENT) is None
 
 
-@pytest.mark.parametrize("cpus", [(-1,), (0, MAX_CPU + 1)])
+@pytest.mark.parametrize("cpus", [(-1,), (0, 65_536)])
 def test_impossible_cpus_are_refused(cpus: tuple[int, ...]) -> None:
     with pytest.raises(InvalidSpecError):
         Crowd(0).all.register(session(2), cpus)
+
+
+def test_cpus_of_large_machines_are_told() -> None:
+    cpus = (0, 65_535)
+    worker = Crowd(0).all.register(session(2), cpus)
+    assert worker.cpus == cpus
 
 
 def test_worker_numbers_are_not_used_again() -> None:
@@ -296,11 +305,11 @@ def test_who_uses_and_writes_a_segment() -> None:
 
 
 def test_repr_tells_counts() -> None:
-    crowd = Crowd(2)
+    crowd = Crowd(3)
     job = crowd.submit(3)
     crowd.assign()
     crowd.report(1, 1, 0)
-    assert repr(crowd.all) == "<Jobs: 1 jobs, 1 of 2 workers busy>"
+    assert repr(crowd.all) == "<Jobs: 1 jobs, 2 of 3 workers busy>"
     assert repr(job) == "<Job 1 gather: 1 of 3 parts done>"
 
 
@@ -333,7 +342,7 @@ def test_the_largest_result_fits_a_frame() -> None:
 
 
 def test_the_largest_stats_fit_a_frame() -> None:
-    all_ = Jobs(max_jobs=1, max_workers=512, patience=PATIENCE)
+    all_ = Jobs(max_jobs=1, max_workers=512, patience=PATIENCE, first_number=0)
     for number in range(512):
         one = Session(number, b"%d" % number, Identity(HUGE, HUGE, (1 << 32) - 1), "")
         worker = all_.register(one, (MAX_CPU,) * 8)
@@ -353,11 +362,22 @@ def test_the_largest_stats_fit_a_frame() -> None:
     assert len(wire.encode(1, counted)[2]) <= wire.MAX_BODY
 
 
-def test_cpus_that_would_pass_a_frame_are_left_out() -> None:
-    all_ = Jobs(max_jobs=1, max_workers=512, patience=PATIENCE)
-    for number in range(5):
-        all_.register(session(number), tuple(range(1000)))
-    assert [worker.cpus for worker in all_.describe_workers()] == [()] * 5
+@pytest.mark.parametrize("more", [False, True])
+def test_cpus_that_would_pass_a_frame_are_left_out(more: bool) -> None:
+    crowd = Crowd(0)
+    for number in range(4):
+        crowd.all.register(session(number), tuple(range(1024)))
+    crowd.all.register(session(4), (0,) * more)
+    counts = [0] * 5 if more else [1024] * 4 + [0]
+    assert [len(worker.cpus) for worker in crowd.all.describe_workers()] == counts
+
+
+def test_what_a_worker_is_at_is_told_in_24_bytes() -> None:
+    crowd = Crowd(2)
+    request = SubmitJob("k" * 24 + "lm", (), (0, 1))
+    crowd.all.submit(request, (), Asker(CLIENT, 1))
+    crowd.assign()
+    assert [worker.kernel for worker in crowd.all.describe_workers()] == ["k" * 24, ""]
 
 
 def test_texts_are_cut_at_whole_characters_and_known_numbers_win() -> None:
@@ -365,6 +385,8 @@ def test_texts_are_cut_at_whole_characters_and_known_numbers_win() -> None:
     assert timing.label == "\N{SNOWMAN}" * 21
     assert (timing.tlb_note, timing.pid, timing.nnz) == ("ok", 7, 6)
     assert clipped(Timing("a\udc80b")).label == "a?b"
+    long = clipped(Timing("l" * 99, implementation="i" * 99, tlb_note="n" * 99))
+    assert [len(long.label), len(long.implementation), len(long.tlb_note)] == [64, 64, 96]
 
 
 def test_worker_is_told_in_full() -> None:

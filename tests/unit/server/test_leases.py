@@ -21,7 +21,7 @@ class Two:
     """Leases with two sessions open."""
 
     def __init__(self, *, max_sessions: int = 2, max_leases: int = 3) -> None:
-        self.all = Leases(max_sessions=max_sessions, max_leases=max_leases)
+        self.all = Leases(max_sessions=max_sessions, max_leases=max_leases, first_number=0)
         self.alice = bound(self.all, b"alice", Identity(1000, 1000, 11))
         self.bob = bound(self.all, b"bob", Identity(1000, 1000, 22))
 
@@ -47,6 +47,38 @@ def test_a_session_is_found_by_peer_and_number_until_it_closes(two: Two) -> None
     assert two.all.sessions == (two.bob,)
 
 
+def test_a_closed_session_has_nothing(two: Two) -> None:
+    two.all.grant(two.alice, 7, readonly=True)
+    two.all.hold(two.alice, 8, readonly=True)
+    two.all.take_up(two.alice, b"alice again")
+    two.all.close(two.alice)
+    assert not (two.alice.leases or two.alice.held or two.alice.unconfirmed)
+    two.check()
+
+
+def test_a_session_that_is_taken_up_is_reached_at_its_new_peer(two: Two) -> None:
+    two.alice.reachable = False
+    two.all.take_up(two.alice, b"alice again")
+    assert (two.alice.peer, two.alice.reachable) == (b"alice again", True)
+    two.check()
+
+
+def test_a_lease_told_again_is_known_or_may_be_granted_again(two: Two) -> None:
+    lease = two.all.grant(two.alice, 7, readonly=True)
+    assert two.all.check_again(two.alice, lease.number, 7) is lease
+    two.all.release(two.alice, lease.number)
+    assert two.all.check_again(two.alice, lease.number, 7) is None, "the newest number too"
+    with pytest.raises(NotPermittedError, match=f"had lease {lease.number + 1}"):
+        two.all.check_again(two.alice, lease.number + 1, 7)
+
+
+def test_leases_are_numbered_one_after_another(two: Two) -> None:
+    two.all.hold(two.alice, 7, readonly=True)
+    two.all.hold(two.alice, 8, readonly=True)
+    assert [two.all.on(7)[0].number, two.all.on(8)[0].number] == [1, 2]
+    assert two.all.grant(two.alice, 7, readonly=True).number == 3
+
+
 def test_sessions_are_limited_and_numbers_not_used_again(two: Two) -> None:
     with pytest.raises(NotEnoughMemoryError, match="needed fewer than 2 sessions, had 2"):
         two.all.open(b"carol", Identity(1, 1, 33), "test")
@@ -55,7 +87,7 @@ def test_sessions_are_limited_and_numbers_not_used_again(two: Two) -> None:
 
 
 def test_what_a_client_calls_itself_is_cut() -> None:
-    leases = Leases(max_sessions=1, max_leases=1)
+    leases = Leases(max_sessions=1, max_leases=1, first_number=0)
     assert len(leases.open(b"a", Identity(1, 1, 1), "x" * 8000).client) == 200
 
 

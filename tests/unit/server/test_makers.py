@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -98,6 +99,20 @@ def spec_of(name: str, elements: int = 1000) -> ArraySpec:
 
 def mode_of(segment: Segment) -> int:
     return os.stat(segment.path).st_mode & 0o777
+
+
+def test_what_is_temporary_is_so_until_it_is_published(workshop: Workshop) -> None:
+    spec = spec_of("t")
+    effect = events.MakeSegment(1, 1, spec, "off", "auto", "", ME, 1, temporary=True)
+    workshop.makers.make(effect, OWNER)
+    segment = workshop.outcome().segment
+    assert workshop.written()[1].temporary
+    assert isinstance(workshop.seal(segment, spec), events.SegmentSealed)
+    assert workshop.written()[1].temporary
+    published = workshop.makers.publish(events.PublishGeneration(2, 1, "x", 1))
+    assert published == events.GenerationPublished(2)
+    assert not workshop.written()[1].temporary
+    workshop.makers.unlink(segment)
 
 
 def test_what_is_told_to_be_made_is_written_down(workshop: Workshop) -> None:
@@ -255,6 +270,72 @@ def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
     assert workshop.written() == {}
     directory, _ = workshop.directories.on("/dev/shm")
     assert settles(lambda: os.listdir(directory) == [])
+
+
+def test_what_is_cancelled_too_late_has_no_manifest_either(workshop: Workshop) -> None:
+    token = workshop.begin(spec_of("x"))
+    made = workshop.outcome()
+    assert isinstance(made, events.SegmentMade)
+    assert list(workshop.written()) == [made.segment.segment_id]
+    workshop.makers.cancel(token)  # the state machine has not heard of it yet
+    assert workshop.written() == {}
+    workshop.makers.unlink(made.segment)
+
+    token = workshop.begin(spec_of("y"))
+    made = workshop.outcome()
+    workshop.makers.settled(token)
+    workshop.makers.cancel(token)
+    assert list(workshop.written()) == [made.segment.segment_id]
+
+
+def test_a_segment_that_cannot_be_removed_is_removed_later(
+    tmp_path: Path, mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = mounts.tmpfs("size=1m,mode=0700")
+    monkeypatch.setenv("HUGEPOOL_MOUNT", mount)
+    workshop = Workshop(tmp_path)
+    try:
+        segment = replaced(workshop.make(spec_of("x")), mount, workshop)
+        mounts.make_read_only(mount)
+        workshop.makers.unlink(segment)
+        assert os.path.exists(segment.path)
+        workshop.makers.retry()
+        assert os.path.exists(segment.path)
+        mounts.make_writable(mount)
+        workshop.makers.retry()
+        assert not os.path.exists(segment.path)
+    finally:
+        workshop.close()
+
+
+def test_a_segment_stays_until_its_manifest_could_be_removed(mounts: Mounts) -> None:
+    """Else the next coordinator would find a destroyed array's name, and call it lost."""
+    place = mounts.tmpfs("size=1m,mode=0700")
+    workshop = Workshop(Path(place))
+    try:
+        segment = workshop.make(spec_of("x"))
+        mounts.make_read_only(place)
+        workshop.makers.unlink(segment)
+        assert os.path.exists(segment.path)
+        mounts.make_writable(place)
+        assert list(workshop.written()) == [segment.segment_id]
+        workshop.makers.retry()
+        assert workshop.written() == {}
+        assert not os.path.exists(segment.path)
+    finally:
+        workshop.close()
+
+
+def replaced(made: Segment, mount: str, workshop: Workshop) -> Segment:
+    """A segment on a mount, wherever the ladder put the first one."""
+    dir_fd, dir_path = workshop.directories.on(mount)
+    name = paths.segment_file_name(made.segment_id)
+    os.close(os.open(name, os.O_CREAT | os.O_RDWR, 0o600, dir_fd=dir_fd))
+    status = os.stat(name, dir_fd=dir_fd)
+    path = os.path.join(dir_path, name)
+    return msgspec.structs.replace(
+        made, path=path, device=status.st_dev, inode=status.st_ino, length=4096
+    )
 
 
 def test_an_embedded_coordinator_writes_nothing_down(tmp_path: Path) -> None:

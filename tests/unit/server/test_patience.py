@@ -13,7 +13,7 @@ from support.crowd import CLIENT, Crowd, operand, session
 
 def test_a_part_is_taken_back_when_its_worker_has_been_stopped_for_long() -> None:
     crowd = Crowd(2)
-    job = crowd.submit(2)
+    job = crowd.submit(2, operand(1))
     assert crowd.assign() == [(1, 1, 0, 1), (2, 1, 1, 1)]
     crowd.report(2, 1, 1)
     assert crowd.all.wake_ns is None
@@ -236,6 +236,19 @@ def test_a_job_waits_when_every_worker_is_stopped() -> None:
     assert not first.over
 
 
+def test_only_who_is_in_the_way_is_blamed() -> None:
+    crowd = Crowd(3)
+    for number in (1, 2):
+        crowd.submit(1, operand(number, writable=True))
+    crowd.assign()
+    crowd.stop(1, 1000)
+    crowd.stop(2, 1000)
+    crowd.settle(1100)
+    job = crowd.submit(1, operand(2))
+    crowd.settle(1200)
+    assert crowd.all.in_the_way(job) == [crowd.sessions[1]]
+
+
 def test_patience_that_ends_first_is_the_one_to_wake_for() -> None:
     crowd = Crowd(2)
     crowd.submit(1, operand(2, writable=True))
@@ -281,6 +294,16 @@ def test_a_part_that_adds_to_what_is_there_is_not_run_again(how: str) -> None:
     assert crowd.all.doomed() == [(job, job.parts[0])]
     assert crowd.settle(1100) == []
     assert job.over
+
+
+def test_a_job_that_fails_for_two_reasons_fails_once() -> None:
+    crowd = Crowd(2)
+    job = crowd.submit(2, operand(2, writable=True), once=True)
+    crowd.assign()
+    crowd.stop(1, 1000)
+    crowd.stop(2, 1000)
+    crowd.all.take_back_stopped(1100)
+    assert crowd.all.doomed() == [(job, job.parts[0])]
 
 
 def test_an_idle_worker_s_end_harms_no_job_that_is_run_once() -> None:

@@ -31,11 +31,11 @@ BOB = Session(2, b"bob", Identity(1000, 1000, 22), "test")
 
 
 def registry(max_arrays: int = 10, max_pending_bytes: int = 1 << 40) -> Registry:
-    return Registry(max_arrays=max_arrays, max_pending_bytes=max_pending_bytes)
+    return Registry(max_arrays=max_arrays, max_pending_bytes=max_pending_bytes, first_number=0)
 
 
 def made(all_: Registry, name: str, *, session: Session = ALICE) -> NamedObject:
-    act = all_.begin_making(array_spec(name), Asker(session, 1))
+    act = all_.begin_making(array_spec(name), Asker(session, 1), temporary=False)
     all_.end(act.token, ActKind.MAKE)
     complete(act)
     return act.subject
@@ -98,10 +98,10 @@ def test_the_story_is_bounded() -> None:
 
 def test_a_name_is_taken_from_the_first_request_on() -> None:
     all_ = registry()
-    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1), temporary=False)
     all_.validate()
     with pytest.raises(ArrayExistsError, match="pid 11"):
-        all_.begin_making(array_spec("x"), Asker(BOB, 1))
+        all_.begin_making(array_spec("x"), Asker(BOB, 1), temporary=False)
     with pytest.raises(ArrayBusyError, match="still being made"):
         all_.find("x")
     assert all_.published == []
@@ -110,7 +110,22 @@ def test_a_name_is_taken_from_the_first_request_on() -> None:
     all_.validate()
     assert all_.find("x") is act.subject
     with pytest.raises(ArrayExistsError):
-        all_.begin_making(array_spec("x"), Asker(BOB, 1))
+        all_.begin_making(array_spec("x"), Asker(BOB, 1), temporary=False)
+
+
+def test_a_long_name_that_is_not_there_is_told_cut() -> None:
+    with pytest.raises(ArrayNotFoundError) as caught:
+        registry().find("n" * 999)
+    assert caught.value.where == "n" * 200
+
+
+def test_what_has_a_number_of_before_was_inherited() -> None:
+    all_ = Registry(max_arrays=9, max_pending_bytes=1 << 40, first_number=7)
+    found = made(all_, "x")
+    assert found.segment_id == 8
+    assert not all_.is_inherited(found)
+    found.segment_id = 7
+    assert all_.is_inherited(found)
 
 
 def test_an_unknown_name_is_not_found() -> None:
@@ -121,13 +136,13 @@ def test_an_unknown_name_is_not_found() -> None:
 def test_a_spec_is_checked_before_its_name_is_taken() -> None:
     all_ = registry()
     with pytest.raises(InvalidSpecError):
-        all_.begin_making(ArraySpec("x", (-1,), "<f8"), Asker(ALICE, 1))
+        all_.begin_making(ArraySpec("x", (-1,), "<f8"), Asker(ALICE, 1), temporary=False)
     assert repr(all_) == "<Registry: 0 arrays, 0 acts>"
 
 
 def test_an_act_ends_once_and_as_what_it_began() -> None:
     all_ = registry()
-    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1), temporary=False)
     assert all_.end(act.token, ActKind.SEAL) is None
     assert all_.end(act.token + 1, ActKind.MAKE) is None
     assert all_.end(act.token, ActKind.MAKE) is act
@@ -136,10 +151,10 @@ def test_an_act_ends_once_and_as_what_it_began() -> None:
 
 def test_an_abandoned_act_frees_the_name_and_is_still_awaited() -> None:
     all_ = registry()
-    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1), temporary=False)
     all_.abandon(act)
     all_.validate()
-    again = all_.begin_making(array_spec("x"), Asker(BOB, 1))
+    again = all_.begin_making(array_spec("x"), Asker(BOB, 1), temporary=False)
     all_.validate()
     assert all_.acts == (act, again)
     assert again.subject.segment_id > act.subject.segment_id
@@ -193,7 +208,7 @@ def test_names_come_in_order_a_page_at_a_time(
     all_ = registry()
     for name in "ebdac":
         made(all_, name)
-    all_.begin_making(array_spec("bb"), Asker(ALICE, 9))
+    all_.begin_making(array_spec("bb"), Asker(ALICE, 9), temporary=False)
     page, follows = all_.page(after, count)
     assert "".join(found.name for found in page) == expected
     assert follows is more
@@ -210,24 +225,24 @@ def test_a_page_of_a_list_leaves_the_reasons_out() -> None:
 def test_arrays_are_limited_and_abandoned_acts_count() -> None:
     all_ = registry(max_arrays=2)
     made(all_, "a")
-    act = all_.begin_making(array_spec("b"), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("b"), Asker(ALICE, 1), temporary=False)
     all_.abandon(act)
     with pytest.raises(NotEnoughMemoryError, match=r"needed fewer than 2 arrays, had 2"):
-        all_.begin_making(array_spec("b"), Asker(ALICE, 2))
+        all_.begin_making(array_spec("b"), Asker(ALICE, 2), temporary=False)
     all_.end(act.token, ActKind.MAKE)
-    all_.begin_making(array_spec("b"), Asker(ALICE, 3))
+    all_.begin_making(array_spec("b"), Asker(ALICE, 3), temporary=False)
     all_.validate()
 
 
 def test_bytes_under_way_are_limited() -> None:
     all_ = registry(max_pending_bytes=10_000)
-    act = all_.begin_making(array_spec("a", 1000), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("a", 1000), Asker(ALICE, 1), temporary=False)
     with pytest.raises(NotEnoughMemoryError, match="8 kB of 10 kB taken"):
-        all_.begin_making(array_spec("b", 251), Asker(ALICE, 2))
-    all_.begin_making(array_spec("b", 250), Asker(ALICE, 3))
+        all_.begin_making(array_spec("b", 251), Asker(ALICE, 2), temporary=False)
+    all_.begin_making(array_spec("b", 250), Asker(ALICE, 3), temporary=False)
     all_.end(act.token, ActKind.MAKE)
     complete(act)
-    all_.begin_making(array_spec("c", 1000), Asker(ALICE, 4))
+    all_.begin_making(array_spec("c", 1000), Asker(ALICE, 4), temporary=False)
 
 
 def test_repr_tells_names_and_states() -> None:
@@ -238,7 +253,7 @@ def test_repr_tells_names_and_states() -> None:
 
 def test_validate_sees_a_lost_act() -> None:
     all_ = registry()
-    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1))
+    act = all_.begin_making(array_spec("x"), Asker(ALICE, 1), temporary=False)
     all_.end(act.token, ActKind.MAKE)
     with pytest.raises(AssertionError):
         all_.validate()

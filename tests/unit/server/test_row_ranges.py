@@ -51,6 +51,7 @@ def test_rows_that_another_declared_are_refused(bench: Bench, rows: tuple[int, i
     lease = client.attach(readonly=False, rows=(40, 60))
     before = repr(bench.coordinator)
     failed = other.refused(Attach("x", readonly=False, rows=rows), ErrorCode.ARRAY_BUSY)
+    assert failed.needed == f"rows {rows[0]} to {rows[1]}"
     assert failed.had == f"rows 40 to 60 of pid {client.identity.pid}"
     assert repr(bench.coordinator) == before
     client.call(Detach(lease.lease), Detached)

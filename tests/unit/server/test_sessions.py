@@ -21,10 +21,12 @@ from hugepool_common.messages import (
     Detach,
     Detached,
     Failed,
+    FewerWorkers,
     Goodbye,
     GoodbyeSaid,
     Held,
     Hello,
+    JobDone,
     PartAccepted,
     RegisterWorker,
     Request,
@@ -34,6 +36,7 @@ from hugepool_common.messages import (
     Seal,
     Sealed,
     Stats,
+    SubmitJob,
     Welcome,
     WorkerRegistered,
 )
@@ -48,6 +51,7 @@ from hugepool_server.events import (
     TokenMade,
     TokenRefused,
     UnwatchProcess,
+    WorkerContinued,
 )
 from support.coordination import REFUSAL, Bench, Client, array_spec, held
 
@@ -263,10 +267,8 @@ def test_a_process_that_let_go_of_its_lock_begins_anew(bench: Bench) -> None:
     assert bench.watched == {welcome.session: client.identity.pid}
     bench.locked.add(welcome.session)
     client.call(Bind(), Bound)
-    assert client.call(Resume((Held(1, 1, readonly=False),)), Resumed) == Resumed(())
-    assert client.call(Describe("x"), Described).reader_pids == (client.identity.pid,)
-    client.exit()
-    assert bench.unlinked == [1]
+    assert bench.unlinked == [1], "its unsealed array went with the session"
+    assert client.call(Resume((Held(1, 1, readonly=False),)), Resumed) == Resumed((1,))
 
 
 def test_an_unknown_token_gets_a_new_session_that_may_tell_its_leases(bench: Bench) -> None:
@@ -312,8 +314,8 @@ def test_what_is_gone_is_told(bench: Bench) -> None:
     root.call(Destroy("gone"), Destroyed)
     never = Held(40, 40, readonly=True)
     told = client.resume(gone, lost, kept, unsealed, never, gone)
-    assert told == Resumed((gone.segment_id, lost.segment_id, 40))
-    assert bench.unlinked == [gone.segment_id, unsealed.segment_id]
+    assert told == Resumed((gone.segment_id, lost.segment_id, unsealed.segment_id, 40))
+    assert bench.unlinked == [unsealed.segment_id, gone.segment_id]
     assert client.call(Describe("kept"), Described).array.readers == 1
 
 
@@ -366,14 +368,10 @@ def test_a_workers_lease_is_not_granted_again_by_its_number(bench: Bench) -> Non
     client.create("x")
     client.submit(("x", "x"))
     worker.part()
-    (number,) = (lease.number for lease in worker_leases(bench, worker))
-    tell(bench, worker, Held(number, 1, readonly=True), ErrorCode.NOT_PERMITTED)
-
-
-def worker_leases(bench: Bench, worker: Client) -> list[object]:
     session = bench.coordinator._state.leases.of_number(worker.session)
     assert session is not None
-    return list(session.held.values())
+    (lease,) = session.held.values()
+    tell(bench, worker, Held(lease.number, 1, readonly=True), ErrorCode.NOT_PERMITTED)
 
 
 def test_who_may_not_write_does_not_come_to_it_by_resuming(bench: Bench) -> None:
@@ -589,6 +587,60 @@ def test_a_worker_that_registers_at_a_new_connection_is_at_nothing(bench: Bench)
     worker.call(RegisterWorker(), WorkerRegistered)
     assert not worker.reply(worker.done(again), PartAccepted).stale
     assert client.replies(job) != []
+
+
+def test_no_loss_is_counted_for_a_connection(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    job = client.submit(rows=(0, 1))
+    for _ in range(5):
+        worker.part()
+        worker.resume()
+        worker.call(RegisterWorker(), WorkerRegistered)
+    worker.done(worker.part())
+    client.reply(job, JobDone)
+
+
+def test_a_report_of_an_ended_job_that_was_lost_leaves_the_worker_idle(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    first = client.submit(rows=(0, 1))
+    worker.part()
+    client.call(Cancel(first), Cancelled)
+    second = client.submit(rows=(0, 1))
+    worker.resume()
+    worker.call(RegisterWorker(), WorkerRegistered)
+    worker.done(worker.part())
+    client.reply(second, JobDone)
+
+
+def test_a_worker_at_a_new_connection_gets_no_part_before_it_registers(bench: Bench) -> None:
+    """Its registration, already on its way, would take from it what it was just sent."""
+    client, worker = bench.client(), bench.worker()
+    worker.resume()
+    job = client.submit(rows=(0, 1))
+    assert worker.notices(RunPart) == []
+    assert client.call(Stats(), Counted).jobs_waiting == 1
+    worker.call(RegisterWorker(), WorkerRegistered)
+    worker.done(worker.part())
+    assert client.reply(job, JobDone)
+
+
+def test_a_worker_that_runs_again_is_told_of_parts(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    worker.vanish()
+    client.submit(rows=(0, 1))
+    assert worker.notices(RunPart) == []
+    assert client.call(Stats(), Counted).jobs_waiting == 1
+    bench.handle(WorkerContinued(client.session))
+    assert worker.notices(RunPart) == []
+    bench.handle(WorkerContinued(worker.session))
+    worker.part()
+
+
+def test_a_job_that_counts_on_workers_that_cannot_be_told_is_not_taken(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    worker.vanish()
+    asked = client.call(SubmitJob("gather", (), (0, 1), workers=1), FewerWorkers)
+    assert asked.present == 0
 
 
 # Asked again ------------------------------------------------------------------

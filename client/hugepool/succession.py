@@ -1,0 +1,118 @@
+"""Waiting for the coordinator that follows one that ended, and going on with it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from hugepool.interrupts import Uninterrupted
+from hugepool.ledger import Ledger
+from hugepool.link import LinkEnded
+from hugepool.listener import START_REMEDY, probe
+from hugepool.progress import Waiting
+from hugepool.reunion import Absence
+from hugepool.session import Session
+from hugepool_common.errors import CoordinatorUnreachableError, RequestTimeoutError
+
+_PROBE_MS = 30
+"""How often an absent coordinator is looked for."""
+
+
+class Succession:
+    """From one coordinator to the next. Not locked, as :class:`~hugepool.ledger.Ledger`.
+
+    Parameters
+    ----------
+    session
+        What is taken up again.
+    ledger
+        What is told and asked there.
+    patience_s
+        How long nobody may be there.
+
+    Attributes
+    ----------
+    count
+        How often it succeeded.
+    """
+
+    def __init__(self, session: Session, ledger: Ledger, patience_s: float) -> None:
+        self.count = 0
+        self._session = session
+        self._ledger = ledger
+        self._patience_s = patience_s
+        self._absence: Absence | None = None
+
+    def follow(self, deadline: float | None, watch: Sequence[int] = ()) -> None:
+        """Wait for the coordinator that follows the one that ended, and go on with it.
+
+        Returns without having done so if a watched descriptor is readable.
+
+        Raises
+        ------
+        CoordinatorUnreachableError
+            There is none, or ours was one that nothing outlives.
+        RequestTimeoutError
+            There was none by the caller's own deadline.
+        """
+        self._hear_out()
+        self._session.leave()
+        address, durable = self._session.address, self._session.welcome.durable
+        if self._absence is None:
+            self._absence = Absence(
+                self._patience_s if durable else 0.0, in_order=self._ledger.stopping
+            )
+        watcher = select.poll()
+        for fd in watch:
+            watcher.register(fd, select.POLLIN)
+        shown = Waiting("the coordinator ended; waiting for the next one")
+        with nullcontext() if watch else shown:  # a worker has no terminal to itself
+            while not (durable and self._taken_up()):
+                if self._absence.over:
+                    raise CoordinatorUnreachableError(
+                        "the coordinator ended", where=address, remedy=START_REMEDY
+                    )
+                if deadline is not None and time.monotonic() > deadline:
+                    raise too_late(address)
+                if watcher.poll(_PROBE_MS):
+                    return
+        self._absence = None
+
+    def _hear_out(self) -> None:
+        """Take in what the coordinator said before it ended."""
+        try:
+            while self._session.receive(time.monotonic()) is not None:
+                pass
+        except LinkEnded:
+            pass
+
+    def _taken_up(self) -> bool:
+        """Take the session up with whoever listens now; False if nobody does, or not for long."""
+        try:
+            listener = probe(self._session.address)
+        except CoordinatorUnreachableError:
+            return False
+        # Interrupted half-way, this would leave the coordinator with a session that we
+        # do not know of. It answers soon: what it found was looked through before it listened.
+        with Uninterrupted():
+            try:
+                self._ledger.settle_abandoned()
+                self._session.take_up(listener, self._ledger.holdings)
+                for number, request in self._ledger.ask_again():
+                    self._session.send(number, request)
+            except (LinkEnded, CoordinatorUnreachableError, RequestTimeoutError):
+                self._session.leave()
+                return False
+            except BaseException:
+                self._session.leave()
+                raise
+            self._ledger.begin_anew()
+            self.count += 1
+        return True
+
+
+def too_late(address: str) -> RequestTimeoutError:
+    """The error of a reply that did not come in the time that a caller gave."""
+    return RequestTimeoutError("the coordinator did not answer in time", where=address)
