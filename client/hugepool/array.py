@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,8 +50,10 @@ class SharedObject:
 
     Notes
     -----
-    Not to be used in a forked child: attach again there. Threads may read the
-    arrays freely; sealing and detaching are for one thread.
+    Pickled, it is its name and which object that was; whoever unpickles it attaches that
+    object. If there is none such any more, what arrives raises the error when it is used.
+    A forked child may use the arrays of its copy and detach it; for all else it attaches
+    again. Threads may read the arrays freely; sealing and detaching are for one thread.
     """
 
     def __init__(
@@ -328,7 +332,17 @@ class SharedObject:
                 pass
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError(f"pass the name {self.name!r} and attach it on the far side")
+        if self._rows is not None:
+            raise TypeError(
+                f"rows {self._rows} of {self.name!r} are this process's to write: pass the name, "
+                "and attach other rows on the far side"
+            )
+        self._attached()
+        self.check_known()
+        # By name, for to attach again is for a layer above this one.
+        handover = importlib.import_module("hugepool.handover")
+        reduced: tuple[object, ...] = handover.reduced(self, self._channel.address)
+        return reduced
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
@@ -366,5 +380,46 @@ class SharedArray(SharedObject):
     ) -> np.ndarray[Any, Any]:
         return np.asarray(self.array, dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **wanted: Any) -> Any:
+        """A DLPack capsule over the mapping, which it keeps alive; never a copy unless asked.
+
+        Parameters
+        ----------
+        **wanted
+            ``stream``, ``max_version``, ``dl_device`` and ``copy``, as the array API standard
+            has them; they are NumPy's to judge.
+
+        Raises
+        ------
+        BufferError
+            The array is read-only and the consumer asked for a DLPack before version 1.0,
+            which has no way to say so.
+        """
+        return self.array.__dlpack__(**wanted)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """``(1, 0)``: the processor's own memory."""
+        kind, number = self.array.__dlpack_device__()
+        return int(kind), int(number)
+
+    def __buffer__(self, flags: int) -> memoryview:
+        """The buffer protocol, which Python asks of classes from 3.12 on.
+
+        Before, ``memoryview(x.array)`` is the same.
+        """
+        return memoryview(self.array)
+
     def __len__(self) -> int:
         return len(self.array)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        """``array[key]``: with it, what takes blocks of array-likes, such as Dask, takes this."""
+        return self.array[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.array)

@@ -92,6 +92,11 @@ class Channel:
         return self._closed
 
     @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child's copy, which is good for nothing."""
+        return os.getpid() != self._owner_pid
+
+    @property
     def reunions(self) -> int:
         """How often the session went on with a coordinator that was started in place of its own."""
         return self._succession.count
@@ -272,7 +277,7 @@ class Channel:
         """End the session. The arrays that are attached stay mapped until let go."""
         if self._closed:
             return
-        if os.getpid() != self._owner_pid:
+        if self.inherited:
             self._closed = True  # the parent's session is not ours to end
             return
         if goodbye:
@@ -292,7 +297,7 @@ class Channel:
             raise DetachedError("the pool is closed", remedy="call hugepool.connect() again")
 
     def _check_process(self) -> None:
-        if os.getpid() != self._owner_pid:
+        if self.inherited:
             raise DetachedError(
                 "this pool belongs to the parent process",
                 remedy="call hugepool.connect(pool.address) in the child",

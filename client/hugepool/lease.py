@@ -37,8 +37,8 @@ class Lease:
         return self._claim.lost
 
     def release(self) -> None:
-        """Give the lease back; again, or after the coordinator's end, does nothing."""
-        if self._finalizer.detach() is None or self._channel.closed:
+        """Give the lease back; again, after the coordinator's end, or in a fork, does nothing."""
+        if self._finalizer.detach() is None or self._channel.closed or self._channel.inherited:
             return
         try:
             self._channel.release(self._claim)
