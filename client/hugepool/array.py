@@ -409,6 +409,12 @@ class SharedArray(SharedObject):
         """
         return memoryview(self.array)
 
+    def __arrow_array__(self, type: Any = None) -> Any:
+        """A ``pyarrow.Array`` over the mapping, without a copy; of bools one of bits, a copy."""
+        import pyarrow  # it is pyarrow that calls this
+
+        return pyarrow.array(self.array, type=type)
+
     def __len__(self) -> int:
         return len(self.array)
 
