@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hugepool.plan import SharedPlan
     from hugepool.plan_record import PlanReport
     from hugepool.pool import Pool
+    from hugepool.shared_memory import SharedMemory
     from hugepool.snapshot import SnapshotReport
     from hugepool.snapshot_index import SavedObject
     from hugepool.timings import JobTimings
@@ -92,6 +93,7 @@ __all__ = [
     "SegmentChangedError",
     "SharedArray",
     "SharedMatrix",
+    "SharedMemory",
     "SharedPlan",
     "SnapshotError",
     "SnapshotReport",
@@ -110,6 +112,7 @@ _HOMES = {
     "hugepool.plan": "SharedPlan",
     "hugepool.plan_record": "PlanReport",
     "hugepool.pool": "Pool",
+    "hugepool.shared_memory": "SharedMemory",
     "hugepool.snapshot": "SnapshotReport",
     "hugepool.snapshot_index": "SavedObject",
     "hugepool.timings": "JobTimings",
