@@ -407,7 +407,7 @@ class SharedArray(SharedObject):
 
         Before, ``memoryview(x.array)`` is the same.
         """
-        return memoryview(self.array)
+        return self.array.data
 
     def __arrow_array__(self, type: Any = None) -> Any:
         """A ``pyarrow.Array`` over the mapping, without a copy; of bools one of bits, a copy."""

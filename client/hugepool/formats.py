@@ -1,4 +1,4 @@
-"""Files into shared memory: ``.npy`` straight into the mapping, matrices as checked arrays."""
+"""Files into shared memory: arrays straight into the mapping, matrices as checked arrays."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import bz2
 import gzip
 import io
 import os
-import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from hugepool.archive import Archive
+from hugepool.arrow_file import ArrowFile
 from hugepool.matrix import CsrSource, import_sparse
+from hugepool.npy_stream import NpyStream, Progress
+from hugepool.tensor_file import TensorFile
 from hugepool_common.errors import (
     HugepoolError,
     InvalidMatrixError,
@@ -22,26 +25,27 @@ from hugepool_common.errors import (
     NotEnoughMemoryError,
 )
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
 _DAMAGED = (
     *(ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
     *(OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError),
 )
 """What NumPy's and SciPy's readers and the decompressors raise over a damaged file."""
 
-_CHUNK_BYTES = 64 << 20
-_MATRIX_ENDINGS = (".mtx", ".mtx.gz", ".mtx.bz2", ".npz")
+_TEXT_ENDINGS = (".mtx", ".mtx.gz", ".mtx.bz2")
 
 
 def is_matrix_file(path: str) -> bool:
-    """Whether the file's name says that it holds a sparse matrix."""
-    return path.lower().endswith(_MATRIX_ENDINGS)
+    """Whether the file's name says that it holds, or may hold, a sparse matrix."""
+    return is_text_matrix(path) or path.lower().endswith(".npz")
+
+
+def is_text_matrix(path: str) -> bool:
+    """Whether the file's name says that it is a Matrix Market file."""
+    return path.lower().endswith(_TEXT_ENDINGS)
 
 
 class NpyFile:
-    """An open ``.npy`` file whose header was read; its data not yet.
+    """An open ``.npy`` file, which holds one array and no name for it. A context manager.
 
     Raises
     ------
@@ -49,62 +53,97 @@ class NpyFile:
         No ``.npy`` file, or shorter than its header says.
     """
 
+    members = ("",)
+
     def __init__(self, path: str) -> None:
         self._file: BinaryIO = open(path, "rb")  # noqa: SIM115  closed by __exit__
         try:
-            self.shape, self.dtype = self._read_header(path)
+            self._stream = NpyStream(self._file, os.fstat(self._file.fileno()).st_size, path)
         except BaseException:
             self._file.close()
             raise
 
-    def _read_header(self, path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        try:
-            version = np.lib.format.read_magic(self._file)
-            reader = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = reader(self._file)
-        except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
-            raise InvalidSpecError(f"not a .npy file: {error}", where=path) from None
-        self._fortran = fortran and len(shape) > 1
-        needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        had = os.fstat(self._file.fileno()).st_size - self._file.tell()
-        if had < needed:
-            raise InvalidSpecError(
-                "the file is cut short",
-                needed=f"{needed} bytes of data",
-                had=f"{had}",
-                where=path,
-            )
-        return shape, dtype
+    def header(self, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype."""
+        return self._stream.shape, self._stream.dtype
 
-    def read_into(self, array: np.ndarray[Any, Any], progress: Progress | None = None) -> None:
+    def read_into(
+        self, member: str, array: np.ndarray[Any, Any], progress: Progress | None = None
+    ) -> None:
         """Fill a C-ordered array of this shape and dtype, a chunk at a time."""
-        if self._fortran:
-            source = np.memmap(
-                self._file, self.dtype, "r", self._file.tell(), self.shape, order="F"
-            )
-            np.copyto(array, source)
-            return
-        flat: Any = array.reshape(-1).view(np.uint8)
-        target = memoryview(flat)
-        done = 0
-        while done < len(target):
-            count = self._file.readinto(  # type: ignore[attr-defined]
-                target[done : done + _CHUNK_BYTES]
-            )
-            if not count:
-                raise InvalidSpecError("the file became shorter while it was read")
-            done += count
-            if progress is not None:
-                progress(done, len(target))
+        self._stream.read_into(array, progress)
 
     def __enter__(self) -> NpyFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class ArrayFile(Protocol):
+    """An open file of arrays, each of which can be read straight into an array."""
+
+    @property
+    def members(self) -> Sequence[str]:
+        """Names of its arrays."""
+
+    def header(self, member: str) -> tuple[tuple[int, ...], Any]:
+        """Shape and dtype of one."""
+
+    def read_into(
+        self, member: str, array: np.ndarray[Any, Any], progress: Progress | None = None
+    ) -> None:
+        """Fill an array of this shape and dtype."""
+
+    def __enter__(self) -> ArrayFile: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def open_arrays(path: str) -> ArrayFile:
+    """A file of arrays, by its ending; what has no known one is taken for ``.npy``.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    InvalidSpecError
+        It does not hold what its ending says.
+    MissingExtraError
+        Arrow files need pyarrow.
+    """
+    kind = _ARRAY_FILES.get(os.path.splitext(path.lower())[1], NpyFile)
+    return kind(path)
+
+
+def chosen(file: ArrayFile, member: str | None, path: str) -> str:
+    """The member that was asked for, or the only one.
+
+    Raises
+    ------
+    InvalidSpecError
+        There is none, or nobody said which.
+    """
+    if member is None and len(file.members) == 1:
+        return file.members[0]
+    if member is not None and member and list(file.members).count(member) == 1:
+        return member
+    shown = ", ".join(name[:40] for name in file.members[:20]) or "none"
+    raise InvalidSpecError(
+        f"the file holds no single array {member!r}" if member else "which of its arrays?",
+        needed="one of its names",
+        had=shown,
+        where=path,
+        remedy="" if file.members == NpyFile.members else "name one with member=",
+    )
+
+
+_ARRAY_FILES: dict[str, Callable[[str], ArrayFile]] = {
+    ".npz": Archive,
+    ".safetensors": TensorFile,
+    ".arrow": ArrowFile,
+    ".feather": ArrowFile,
+}
 
 
 def read_matrix(path: str, progress: Progress | None = None) -> CsrSource:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from hugepool import formats
+from hugepool.archive import Archive
 from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
@@ -19,6 +20,8 @@ from hugepool.progress import Waiting
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     HugepoolError,
+    IndexOutOfRangeError,
+    InvalidMatrixError,
     InvalidSpecError,
     RequestTimeoutError,
 )
@@ -208,8 +211,30 @@ class ArrayStore:
         with Waiting(f"filling {name}"):
             return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
 
-    def load(self, name: str, path: str | os.PathLike[str], **policy: Unpack[Policy]) -> Any:
-        """Read a file into a sealed array (``.npy``) or matrix (``.mtx``, ``.mtx.gz``, ``.npz``).
+    def load(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        member: str | None = None,
+        **policy: Unpack[Policy],
+    ) -> Any:
+        """Read a file into a sealed array or matrix.
+
+        Arrays (``.npy``, ``.npz``, ``.safetensors``, ``.arrow``, ``.feather``) and SciPy's CSR
+        ``.npz`` go straight into shared memory; other matrices (``.mtx``, ``.mtx.gz``,
+        ``.npz`` of other formats) are made in this process first.
+
+        Parameters
+        ----------
+        name
+            Of the new object.
+        path
+            The file; its ending says what it holds.
+        member
+            Name of the array, tensor or column, where a file holds several.
+        **policy
+            As of :meth:`create`.
 
         Returns
         -------
@@ -220,18 +245,46 @@ class ArrayStore:
         FileNotFoundError
             No such file.
         InvalidSpecError, InvalidMatrixError
-            The file does not hold what its ending says.
+            The file does not hold what its ending says, or no such member. Nothing is left.
+        MissingExtraError
+            Arrow files need pyarrow, Matrix Market files SciPy.
         """
         path = os.fspath(path)
-        if formats.is_matrix_file(path):
-            with Waiting(f"reading {path}") as waiting:
-                source = formats.read_matrix(path, policy.get("progress") or waiting.update)
-            return self._put_matrix(name, source, True, policy)
-        with formats.NpyFile(path) as file:
-            shared = self.create(name, file.shape, file.dtype, **policy)
+        check_name(name)
+        if formats.is_text_matrix(path):
+            return self._load_parsed(name, path, policy)
+        with formats.open_arrays(path) as file:
+            if member is None and isinstance(file, Archive) and file.holds_sparse:
+                if file.holds_csr:
+                    return self._load_csr(name, path, file, policy)
+                return self._load_parsed(name, path, policy)
+            one = formats.chosen(file, member, path)
+            shape, dtype = file.header(one)
+            shared = self.create(name, shape, dtype, **policy)
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
-                return self._filled(shared, lambda: file.read_into(shared.array, progress), True)
+                return self._filled(
+                    shared, lambda: file.read_into(one, shared.array, progress), True
+                )
+
+    def _load_parsed(self, name: str, path: str, policy: Policy) -> SharedMatrix:
+        with Waiting(f"reading {path}") as waiting:
+            source = formats.read_matrix(path, policy.get("progress") or waiting.update)
+        return self._put_matrix(name, source, True, policy)
+
+    def _load_csr(self, name: str, path: str, file: Archive, policy: Policy) -> SharedMatrix:
+        shared = self._make(SharedMatrix, file.csr_spec(name), policy)
+        try:
+            with Waiting(f"reading {path}") as waiting:
+                progress = policy.get("progress") or waiting.update
+                return self._filled(shared, lambda: file.read_csr(shared, progress), True)
+        except (
+            InvalidMatrixError,
+            IndexOutOfRangeError,
+        ) as error:  # the coordinator's, at the seal
+            if path in str(error):
+                raise
+            raise InvalidMatrixError(f"no matrix can be read: {error}", where=path) from None
 
     def publish(self, name: str, value: Any, **policy: Unpack[Policy]) -> Any:
         """Let a name stand for something new, in one step: a *generation* of it.

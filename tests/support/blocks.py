@@ -24,4 +24,5 @@ def write_to(block: hugepool.SharedMemory, text: bytes) -> None:
 
 def total(block: hugepool.SharedMemory) -> tuple[float, int]:
     """The sum of a block as float64, and the bytes of it that are mapped huge here."""
+    assert block.buf is not None
     return float(np.frombuffer(block.buf, "f8").sum()), block.pages.huge_bytes

@@ -6,15 +6,16 @@ in this repository: the tests are those of the interpreter that runs this, if it
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import sys
 import unittest
 from multiprocessing import shared_memory
 from typing import Any
 
-from test import _test_multiprocessing  # type: ignore[attr-defined]
-
 import hugepool
+
+cases: Any = importlib.import_module("test._test_multiprocessing")
 
 
 class Named(hugepool.SharedMemory):
@@ -51,7 +52,7 @@ class Named(hugepool.SharedMemory):
 shared_memory.SharedMemory = Named  # type: ignore[assignment,misc]
 
 
-class SharedMemoryCases(_test_multiprocessing._TestSharedMemory, unittest.TestCase):  # type: ignore[misc,name-defined]
+class SharedMemoryCases(cases._TestSharedMemory, unittest.TestCase):  # type: ignore[misc]
     """As CPython makes it for each start method."""
 
     TYPE = "processes"

@@ -150,16 +150,16 @@ def address_of_buffer(view: memoryview) -> int:
 
 
 def test_memoryview(sealed_array: hugepool.SharedArray) -> None:
-    view = memoryview(sealed_array.array)
+    view = sealed_array.array.data
     assert view.readonly
     assert (view.format, view.shape) == ("d", (ROWS,))
     del view
-    check_view(sealed_array, lambda x: memoryview(x.array), address_of_buffer, ROWS * 8)
+    check_view(sealed_array, lambda x: x.array.data, address_of_buffer, ROWS * 8)
 
 
 def test_memoryview_of_the_handle_itself(sealed_array: hugepool.SharedArray) -> None:
     require("python312", sys.version_info >= (3, 12), "classes have no __buffer__ before 3.12")
-    view: Any = memoryview(sealed_array)  # type: ignore[arg-type]
+    view: Any = memoryview(sealed_array)
     assert view.readonly
     del view
     check_view(sealed_array, memoryview, address_of_buffer, ROWS * 8)

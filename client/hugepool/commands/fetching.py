@@ -15,6 +15,7 @@ from typing import BinaryIO
 import click
 import numpy as np
 
+from hugepool.arrow_file import write_arrow
 from hugepool.channel import Channel
 from hugepool.commands.arguments import address_option, name_argument, opened
 from hugepool.commands.tables import sized, warn
@@ -22,6 +23,7 @@ from hugepool.lease import Lease
 from hugepool.leased_file import LeasedFile
 from hugepool.matrix import csr_array, import_sparse
 from hugepool.progress import Waiting
+from hugepool.tensor_file import tensor_header
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.mapping import Mapping
 from hugepool_common.messages import ArrayInfo, Attach, Attached
@@ -36,9 +38,11 @@ _Writer = Callable[[Channel, str, BinaryIO], None]
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @address_option
 def get_command(name: str, file: str, force: bool, address: str | None) -> None:
-    """Write an array to FILE (.npy), or a matrix (.npz as SciPy's, .mtx, .mtx.gz).
+    """Write an array to FILE (.npy, .npz, .safetensors, .arrow, .feather), or a matrix
+    (.npz as SciPy's, .mtx, .mtx.gz).
 
-    Nothing is copied in memory but a slice at a time; .mtx needs SciPy. FILE appears when
+    Nothing is copied in memory but a slice at a time; .mtx needs SciPy, .arrow and
+    .feather pyarrow. FILE appears when
     all of it is written, and a file that is there is kept unless --force is given. The
     checksum of a sealed array is compared on the way to a .npy file.
 
@@ -139,11 +143,29 @@ def _header(part: Part) -> bytes:
 
 
 def _write_npy(channel: Channel, name: str, output: BinaryIO) -> None:
+    _write_behind_header(channel, name, output, ".npy", _header)
+
+
+def _write_tensor(channel: Channel, name: str, output: BinaryIO) -> None:
+    def header(part: Part) -> bytes:
+        return tensor_header(name, part.dtype, part.shape, part.nbytes)
+
+    _write_behind_header(channel, name, output, ".safetensors", header)
+
+
+def _write_behind_header(
+    channel: Channel,
+    name: str,
+    output: BinaryIO,
+    ending: str,
+    header_of: Callable[[Part], bytes],
+) -> None:
+    """Write an array as a header and its bytes, with its checksum compared."""
     with LeasedFile(channel, name) as file:
         spec = file.info.spec
-        _kind(spec, "array", ".npy")
+        _kind(spec, "array", ending)
         (part,) = spec.parts
-        header = _header(part)
+        header = header_of(part)
         output.write(header)
         output.flush()
         fd = output.fileno()
@@ -176,23 +198,29 @@ def _warn_open(info: ArrayInfo) -> None:
 
 
 def _write_npz(channel: Channel, name: str, output: BinaryIO) -> None:
-    """As ``scipy.sparse.save_npz(..., compressed=False)`` writes it."""
+    """As ``scipy.sparse.save_npz(..., compressed=False)`` writes it; an array as ``np.savez``."""
     with LeasedFile(channel, name) as file:
         spec = file.info.spec
-        _kind(spec, "csr", ".npz")
+        if spec.kind == "plan":
+            _kind(spec, "csr", ".npz")
         _warn_open(file.info)
-        small = {
-            "format": np.array(b"csr"),
-            "shape": np.array(spec.shape, np.int64),
-            "_is_array": np.array(True),
-        }
+        small = (
+            {}
+            if spec.kind == "array"
+            else {
+                "format": np.array(b"csr"),
+                "shape": np.array(spec.shape, np.int64),
+                "_is_array": np.array(True),
+            }
+        )
         with zipfile.ZipFile(output, "w") as archive, Waiting(f"writing {name}") as waiting:
             for role, value in small.items():
                 with archive.open(f"{role}.npy", "w") as member:
                     np.lib.format.write_array(member, value, allow_pickle=False)
             done, total = 0, sum(part.nbytes for part in spec.parts)
             for part in spec.parts:
-                with archive.open(f"{part.role}.npy", "w", force_zip64=True) as member:
+                role = name if spec.kind == "array" else part.role
+                with archive.open(f"{role}.npy", "w", force_zip64=True) as member:
                     member.write(_header(part))
                     for view in file.slices(part):
                         member.write(view)
@@ -204,18 +232,36 @@ def _write_mtx(channel: Channel, name: str, output: BinaryIO) -> None:
     import_sparse("writing Matrix Market files")
     from scipy.io import mmwrite
 
+    with _mapped(channel, name, "csr", ".mtx") as (info, mapping), Waiting(f"writing {name}"):
+        matrix = csr_array(info.spec.shape, *map(mapping.array, info.spec.parts))
+        # Stated, because to look for a symmetry takes a second copy.
+        mmwrite(output, matrix, symmetry="general")
+        del matrix
+
+
+def _write_arrow(channel: Channel, name: str, output: BinaryIO) -> None:
+    with (
+        _mapped(channel, name, "array", ".arrow") as (info, mapping),
+        Waiting(f"writing {name}") as waiting,
+    ):
+        (part,) = info.spec.parts
+        write_arrow(output, name, mapping.array(part), waiting.update)
+
+
+@contextmanager
+def _mapped(
+    channel: Channel, name: str, kind: str, ending: str
+) -> Iterator[tuple[ArrayInfo, Mapping]]:
+    """An object of a kind, mapped as long as the block lasts."""
     attached = channel.request(Attach(name), Attached)
     lease = Lease(channel, attached.lease)
     info = attached.array
     try:
-        _kind(info.spec, "csr", ".mtx")
+        _kind(info.spec, kind, ending)
         _warn_open(info)
         channel.check_owner(info.segment)
-        with Mapping.open(info.segment) as mapping, Waiting(f"writing {name}"):
-            matrix = csr_array(info.spec.shape, *map(mapping.array, info.spec.parts))
-            # Stated, because to look for a symmetry takes a second copy.
-            mmwrite(output, matrix, symmetry="general")
-            del matrix
+        with Mapping.open(info.segment) as mapping:
+            yield info, mapping
     finally:
         lease.release()
 
@@ -228,6 +274,9 @@ def _write_mtx_gz(channel: Channel, name: str, output: BinaryIO) -> None:
 _WRITERS: dict[str, _Writer] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
+    ".safetensors": _write_tensor,
+    ".arrow": _write_arrow,
+    ".feather": _write_arrow,
     ".mtx": _write_mtx,
     ".mtx.gz": _write_mtx_gz,
 }

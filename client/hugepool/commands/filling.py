@@ -144,18 +144,24 @@ def parse_value(text: str, code: str) -> np.ndarray[Any, Any]:
 @click.command("put")
 @name_argument
 @click.argument("file", type=click.Path())
+@click.option("--member", help="Which array, tensor or column, where FILE holds several.")
 @page_options
 @address_option
 @json_option
-def put_command(name: str, file: str, address: str | None, as_json: bool, **pages: Any) -> None:
-    """Read FILE into a sealed array (.npy) or matrix (.npz, .mtx, .mtx.gz).
+def put_command(
+    name: str, file: str, member: str | None, address: str | None, as_json: bool, **pages: Any
+) -> None:
+    """Read FILE into a sealed array (.npy, .npz, .safetensors, .arrow, .feather) or
+    matrix (.npz as SciPy's, .mtx, .mtx.gz).
 
-    The data of a .npy file goes straight into the array, without a copy beside it. To
-    let a name that is taken stand for something new: hugepool publish.
+    The data goes straight into the array, without a copy beside it; but Matrix Market
+    files are parsed first. To let a name that is taken stand for something new: hugepool
+    publish.
 
     \b
-    Example:
+    Examples:
       hugepool put A graph.mtx.gz
+      hugepool put embedding model.safetensors --member wte.weight
     """
     with connected(address) as pool:
-        _tell(pool.load(name, file, **policy(**pages)), as_json)
+        _tell(pool.load(name, file, member=member, **policy(**pages)), as_json)

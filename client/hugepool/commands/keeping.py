@@ -83,9 +83,10 @@ def _rate(finding: dict[str, Any]) -> str:
 @click.command("publish")
 @name_argument
 @click.argument("file", type=click.Path())
+@click.option("--member", help="Which array, tensor or column, where FILE holds several.")
 @address_option
-def publish_command(name: str, file: str, address: str | None) -> None:
-    """Read a file (.npy, .mtx, .mtx.gz, .npz) and let NAME stand for it, in one step.
+def publish_command(name: str, file: str, member: str | None, address: str | None) -> None:
+    """Read a file, as hugepool put does, and let NAME stand for it, in one step.
 
     Who has attached NAME before keeps what it has.
 
@@ -95,7 +96,7 @@ def publish_command(name: str, file: str, address: str | None) -> None:
     """
     with connected(address) as pool:
         temporary = temporary_name(name)
-        made = pool.load(temporary, file, temporary=True)
+        made = pool.load(temporary, file, member=member, temporary=True)
         try:
             made.publish_as(name)
         except BaseException:
