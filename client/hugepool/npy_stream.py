@@ -13,7 +13,7 @@ from hugepool_common.errors import InvalidMatrixError, InvalidSpecError
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20
 """Bytes read at once: the most that a conversion, or a decompressor, holds beside the array."""
 
 
