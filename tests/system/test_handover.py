@@ -23,6 +23,9 @@ from support.service import Service
 COUNT = 400_000  # 3.2 MB of float64: two huge pages where there are any
 STARTS = ["fork", "spawn", "forkserver"]
 
+# Python 3.12 and later; a pool's own thread holds nothing that a child needs.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork")
+
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[hugepool.Pool]:

