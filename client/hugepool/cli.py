@@ -128,7 +128,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(_usage(error), file=sys.stderr)
+        print(_wrong(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -142,12 +142,14 @@ def main() -> None:
         _fail(error, EXIT_FAILURE)
 
 
-def _usage(error: click.ClickException) -> str:
-    """What is wrong with the use of a command, on one line."""
+def _wrong(error: click.ClickException) -> str:
+    """What is wrong, on one line; of a command's use, also where that is told."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hugepool"
-    message = " ".join(error.format_message().split())
-    return f"{path}: {message.rstrip('.')}; see: {path} --help"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if not isinstance(error, click.UsageError):
+        return f"{path}: {message}"
+    return f"{path}: {message}; see: {path} --help"
 
 
 def _fail(error: Exception, status: int) -> None:
