@@ -164,10 +164,9 @@ def resolve_public_name(
     if node.get("refdomain") != "py" or not package.startswith("hugepool"):
         return None
     public = f"hugepool.{name}" if name in hugepool.__all__ else ""
-    found = env.domains.python_domain.resolve_xref(
+    return env.domains.python_domain.resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], public, node, content
     )
-    return found
 
 
 def hide_constructor(

@@ -60,7 +60,8 @@ class Computing(Products):
         Parameters
         ----------
         kernel, implementation
-            One of :mod:`hugepool.kernels`, such as ``gather``; ``auto`` or one of its implementations.
+            One of :mod:`hugepool.kernels`, such as ``gather``, and one of its
+            implementations; ``auto`` takes the fastest that is there.
         operands
             Role to handle or name.
         rows
@@ -153,7 +154,8 @@ class Computing(Products):
         The same as ``numpy.add.at(out, idx, values)`` bit for bit, whatever the number of
         workers. `out` changes only after all sums are there, so neither a bad index nor
         a worker's death leaves it half done; this takes temporary memory of its size.
-        With few indices (less than one for 8 elements) the calling process adds by itself, and ``timings`` is None.
+        With few indices (less than one for 8 elements) the calling process adds by itself,
+        and ``timings`` is None.
 
         Parameters
         ----------

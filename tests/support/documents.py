@@ -10,7 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-_BLOCK = re.compile(r"^( *)(```+|:::+)(\{?[\w-]*\}?)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^( *)(```+|:::+)(\{?[\w-]*\}?)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL
+)
 _BACKING = re.compile(r"hugetlbfs-[12][mg]|tmpfs-huge|shm-(collapse|4k)")
 
 _COMMAND = re.compile(
