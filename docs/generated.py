@@ -149,11 +149,13 @@ def code(text: str) -> str:
 
 def literal_examples(app: Sphinx, context: click.Context, lines: list[str]) -> None:
     """Show the examples of a command's help as it writes them, not as prose."""
-    for number, line in enumerate(lines):
+    shown: list[str] = []
+    for line in lines:
         if re.fullmatch(r"\| \w[^|]*:", line):
-            lines[number] = f"{line.removeprefix('| ')}:\n"
-        elif line.startswith("|   "):
-            lines[number] = line.removeprefix("| ")
+            shown += [f"{line.removeprefix('| ')}:", ""]
+        else:
+            shown.append(line.removeprefix("| ") if line.startswith("|   ") else line)
+    lines[:] = shown
 
 
 def resolve_public_name(
@@ -176,6 +178,17 @@ def hide_constructor(
     return ("", None) if what in ("class", "exception") else None
 
 
+def leave_out_constructor_parameters(
+    app: Sphinx, what: str, name: str, kind: object, options: object, lines: list[str]
+) -> None:
+    """Parameters of a class are its fields; of one without fields they are nobody's concern."""
+    if what != "class" or getattr(kind, "__annotations__", {}) or "Parameters" not in lines:
+        return
+    first = lines.index("Parameters")
+    later = (n for n, line in enumerate(lines[:-1]) if n > first and lines[n + 1].startswith("---"))
+    del lines[first : next((n for n in later if n > first), len(lines))]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the tables."""
     app.add_directive("settings-table", SettingsTable)
@@ -183,5 +196,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("errors-table", ErrorsTable)
     app.connect("sphinx-click-process-description", literal_examples)
     app.connect("autodoc-process-signature", hide_constructor)
+    # Before napoleon turns the section into a list.
+    app.connect("autodoc-process-docstring", leave_out_constructor_parameters, priority=400)
     app.connect("missing-reference", resolve_public_name)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
