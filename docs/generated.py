@@ -152,7 +152,7 @@ def literal_examples(app: Sphinx, context: click.Context, lines: list[str]) -> N
     shown: list[str] = []
     for line in lines:
         if re.fullmatch(r"\| \w[^|]*:", line):
-            shown += [f"{line.removeprefix('| ')}:", ""]
+            shown += ["", f"{line.removeprefix('| ')}:", ""]
         else:
             shown.append(line.removeprefix("| ") if line.startswith("|   ") else line)
     lines[:] = shown
