@@ -65,6 +65,26 @@ def beginning(line: str) -> str:
     return re.sub("[0-9]+", "#", _BACKING.sub("BACKING", line).split()[0])
 
 
+def on_screen(written: str) -> list[str]:
+    """The lines that stay on a terminal: a progress bar on a busy machine erases itself."""
+    lines, row, column = [""], 0, 0
+    for piece in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\x1b\n\r]+", written):
+        if piece == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row == len(lines))
+        elif piece == "\r":
+            column = 0
+        elif piece == "\x1b[2K":
+            lines[row] = ""
+        elif up := re.fullmatch(r"\x1b\[([0-9]*)A", piece):
+            row = max(0, row - int(up[1] or 1))
+        elif not piece.startswith("\x1b"):
+            end = column + len(piece)
+            lines[row] = lines[row][:column].ljust(column) + piece + lines[row][end:]
+            column = end
+    return [line for line in lines if line.strip()]
+
+
 def command_lines(text: str) -> Iterator[list[str]]:
     """Every ``hugepool`` and ``hugepoold`` command that a text shows, in code or in a block."""
     lines = re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))

@@ -19,7 +19,7 @@ from hugepool.cli import hugepool as command_line
 from hugepool_common.settings import Settings
 from hugepool_server.cli import hugepoold
 from support.commands import Shell
-from support.documents import ROOT, Block, beginning, blocks_of, command_lines
+from support.documents import ROOT, Block, beginning, blocks_of, command_lines, on_screen
 from support.host import require
 from support.service import Service
 
@@ -128,12 +128,11 @@ def _run_session(block: Block, directory: Path, environment: dict[str, str], whe
     shell = Shell(**environment)
     assert block.session(), where
     for line, shown in block.session():
-        seen = shell.at_a_terminal(*line.split(), directory=str(directory))
+        seen = on_screen(shell.at_a_terminal(*line.split(), directory=str(directory)))
+        expected = shown.splitlines()
         if line.split()[0] in OF_THE_HOST:
-            seen, shown = seen.partition("\n")[0], shown.partition("\n")[0]
-        assert list(map(beginning, seen.splitlines())) == list(
-            map(beginning, shown.splitlines())
-        ), f"{where}: {line}"
+            seen, expected = seen[:1], expected[:1]
+        assert list(map(beginning, seen)) == list(map(beginning, expected)), f"{where}: {line}"
 
 
 def _run(
@@ -205,3 +204,10 @@ def _wrong_word(words: list[str]) -> str | None:
         if re.match(r"--?[a-z]", option) and option not in known:
             return option
     return None
+
+
+def test_what_a_terminal_erases_is_not_seen() -> None:
+    """A bar that is drawn in place, and taken away, leaves the lines around it."""
+    written = "\x1b[?25lmaking x 1 s\r\x1b[2Kmaking x 2 s\r\n\x1b[1A\x1b[2K\x1b[?25hdone: x\nrest\n"
+    assert on_screen(written.replace("\r\n", "\n")) == ["done: x", "rest"]
+    assert on_screen("12345\rab\n") == ["ab345"]
