@@ -118,8 +118,8 @@ def hugepoold(
     export_mount(settings)
     from hugepool_server.daemon import Daemon
 
-    daemon = Daemon(Config.checked(settings, parent_pid=parent))
-    with _page(http) as page, daemon:
+    checked = Config.checked(settings, parent_pid=parent)
+    with _page(http) as page, Daemon(checked) as daemon:  # a page in vain has touched nothing
         if page is not None:
             page.show(daemon.address)
         if ready_fd is not None:

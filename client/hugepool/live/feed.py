@@ -105,6 +105,11 @@ class Feed:
             self._viewers -= 1
 
     @property
+    def viewers(self) -> int:
+        """How many there are."""
+        return self._viewers
+
+    @property
     def ended(self) -> bool:
         """Whether there will be no more pictures."""
         return self._ended

@@ -49,6 +49,7 @@ HEARTBEAT_S = 5.0
 
 LOOPBACK = "127.0.0.1"
 
+_TOO_MANY = b"HTTP/1.1 503 Too many connections\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _NAMES_OF_THIS_HOST = ("localhost", socket.gethostname().lower())
 
 
@@ -170,7 +171,7 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
             return
         try:
             request.settimeout(0)
-            request.send(b"HTTP/1.1 503 Too many connections\r\nContent-Length: 0\r\n\r\n")
+            request.send(_TOO_MANY)
         except OSError:
             pass
         self.shutdown_request(request)

@@ -77,7 +77,7 @@ def screen(
         workers, more_workers = _cut(workers, MOST_WORKERS)
         jobs, more_jobs = _cut(jobs, MOST_JOBS)
         taken = len(above) + len(fills) + sum(len(rows) + 2 for rows in (workers, jobs) if rows)
-        taken += bool(more_workers) + bool(more_jobs) + 4  # the arrays' heading, and the keys
+        taken += bool(more_workers) + bool(more_jobs) + 5  # headings of the arrays, and keys
         room = max(LEAST_ARRAYS, height - taken)
         view.first = max(0, min(view.first, len(arrays) - room))
         shown = arrays[view.first : view.first + room]
@@ -156,7 +156,7 @@ def _worked(totals: dict[str, Any], picture: Picture) -> Text:
 def _fill(one: PoolView | MountView, width: int) -> Text:
     """A bar of what is taken of a pool or mount."""
     share = one.taken_bytes / one.total_bytes
-    full = round(share * _BAR)
+    full = max(round(share * _BAR), int(one.taken_bytes > 0))
     line = Text(f"{one.name[-18:]:<18} ")
     line.append("━" * full, "red" if share > 0.95 else "cyan")
     line.append("─" * (_BAR - full), "dim")
