@@ -69,8 +69,12 @@ class Browser:
         ]
 
     def open(self, url: str) -> None:
-        """Go to a page."""
+        """Go to a page, and wait until it is there."""
         self._ask("Page.navigate", url=url)
+        deadline = time.monotonic() + _ANSWER_S
+        while self.value("location.href + document.readyState") != f"{url}complete":
+            assert time.monotonic() < deadline, f"{url} is not loaded"
+            time.sleep(0.02)
 
     def look_like(self, *, width: int, height: int, scheme: str = "light", scale: int = 1) -> None:
         """Have a window of this size, for someone who prefers this colour scheme."""
