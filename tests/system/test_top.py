@@ -176,7 +176,7 @@ class Screen:
             start_new_session=True,
         )
         os.close(follower)
-        self.seen = ""
+        self.seen = self.drawn = ""
 
     def press(self, keys: str) -> None:
         os.write(self.leader, keys.encode())
@@ -196,6 +196,7 @@ class Screen:
             piece = os.read(self.leader, 65536) if ready else b""
         except OSError:
             return False
+        self.drawn += piece.decode(errors="replace")
         self.seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", piece.decode(errors="replace"))
         return bool(piece)
 
@@ -238,7 +239,9 @@ def test_ctrl_c_ends_it_and_leaves_the_terminal_as_it_was(service: Service) -> N
     assert screen.shows("q quit")
     screen.process.send_signal(signal.SIGINT)
     assert screen.close() == 130
-    assert screen.seen.endswith("") and "Traceback" not in screen.seen
+    assert "Traceback" not in screen.seen
+    left, shown = "\x1b[?1049l", "\x1b[?25h"  # the screen of before, and the cursor
+    assert left in screen.drawn and shown in screen.drawn
 
 
 def test_a_restart_and_a_stop_are_shown(service: Service) -> None:
