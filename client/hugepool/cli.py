@@ -53,6 +53,7 @@ _COMMANDS = {
     "snapshot": ("keeping", "Save sealed arrays and matrices to a disk."),
     "stat": ("listing", "Show everything known of one array, matrix or plan."),
     "status": ("status", "Show the coordinator: what it holds, who works, what it has done."),
+    "top": ("hugepool.live.command", "Show arrays, workers and jobs live, or serve a page of it."),
     "verify": ("keeping", "Compare sealed objects with the checksums they were sealed with."),
     "warm": ("warming", "Bring in every page of arrays, and show how many bytes are huge."),
     "worker": ("running", "Run worker processes."),
