@@ -1,4 +1,4 @@
-# Sourced by scripts/test, scripts/bench: finds or makes the virtual environment.
+# Sourced by scripts/test, scripts/bench, scripts/docs: finds or makes the virtual environment.
 #
 # After `prepare_environment` these are set:
 #   root    the source tree
@@ -115,7 +115,7 @@ install() {
     mapfile -t requirement <<<"$requirements"
     say "installing hugepool and its tools into $venv (once; a minute or more) ..."
     rm -f "$venv/hugepool-installed"
-    "$venv/bin/python" -m pip install --quiet --editable "$root[compute,plot]" "${requirement[@]}" ||
+    "$venv/bin/python" -m pip install --quiet --editable "$root[compute,plot,docs]" "${requirement[@]}" ||
         die "pip could not install; its message is above"
     installation_key >"$venv/hugepool-installed"
 }

@@ -53,6 +53,7 @@ _COMMANDS = {
     "snapshot": ("keeping", "Save sealed arrays and matrices to a disk."),
     "stat": ("listing", "Show everything known of one array, matrix or plan."),
     "status": ("status", "Show the coordinator: what it holds, who works, what it has done."),
+    "top": ("hugepool.live.command", "Show arrays, workers and jobs live, or serve a page of it."),
     "verify": ("keeping", "Compare sealed objects with the checksums they were sealed with."),
     "warm": ("warming", "Bring in every page of arrays, and show how many bytes are huge."),
     "worker": ("running", "Run worker processes."),
@@ -128,7 +129,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(_usage(error), file=sys.stderr)
+        print(_wrong(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -142,12 +143,14 @@ def main() -> None:
         _fail(error, EXIT_FAILURE)
 
 
-def _usage(error: click.ClickException) -> str:
-    """What is wrong with the use of a command, on one line."""
+def _wrong(error: click.ClickException) -> str:
+    """What is wrong, on one line; of a command's use, also where that is told."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "hugepool"
-    message = " ".join(error.format_message().split())
-    return f"{path}: {message.rstrip('.')}; see: {path} --help"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if not isinstance(error, click.UsageError):
+        return f"{path}: {message}"
+    return f"{path}: {message}; see: {path} --help"
 
 
 def _fail(error: Exception, status: int) -> None:

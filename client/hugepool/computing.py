@@ -29,7 +29,20 @@ class Computing(Products):
     """What a session can compute over its named objects; :class:`hugepool.Pool` is one."""
 
     def start_workers(self, count: int, cpus: Sequence[int] | None = None) -> None:
-        """Start worker processes that end with this pool; see :meth:`JobRunner.start`."""
+        """Start worker processes that end with this pool, and wait until they are registered.
+
+        Parameters
+        ----------
+        count
+            How many more.
+        cpus
+            Pin worker ``k`` to ``cpus[k % len(cpus)]``; None leaves them to the kernel.
+
+        Raises
+        ------
+        NoWorkersError
+            One ended, or took longer than two minutes to start.
+        """
         self._jobs.start(count, cpus)
 
     def run(
@@ -42,7 +55,35 @@ class Computing(Products):
         writes: Collection[str] = ("out",),
         views: Mapping[str, View] | None = None,
     ) -> JobTimings:
-        """Run any kernel over a partition of rows; see :meth:`JobRunner.run`."""
+        """Run a kernel once over the partition `rows` and wait for its timings.
+
+        Parameters
+        ----------
+        kernel, implementation
+            One of :mod:`hugepool.kernels`, such as ``gather``, and one of its
+            implementations; ``auto`` takes the fastest that is there.
+        operands
+            Role to handle or name.
+        rows
+            Partition bounds: part ``k`` is ``[rows[k], rows[k + 1])`` and goes to a worker
+            of its own as long as there are idle ones.
+        writes
+            Roles that the kernel writes.
+        views
+            Role to ``shared`` (default), ``heap`` or ``private``.
+
+        Raises
+        ------
+        NoWorkersError
+            No worker is registered, or the last one died and none came within 30 s.
+        JobInterruptedError
+            The coordinator was restarted meanwhile; what is written may be so in part.
+        JobFailedError
+            Too many workers died at one part; or one did and the kernel adds to what the
+            output held; or a worker has been stopped for 40 s.
+        IndexOutOfRangeError, InvalidMatrixError, InvalidSpecError
+            What a worker's kernel refused.
+        """
         return self._jobs.run(
             kernel, operands, rows, implementation=implementation, writes=writes, views=views
         )
@@ -113,8 +154,8 @@ class Computing(Products):
         The same as ``numpy.add.at(out, idx, values)`` bit for bit, whatever the number of
         workers. `out` changes only after all sums are there, so neither a bad index nor
         a worker's death leaves it half done; this takes temporary memory of its size.
-        With few indices (less than one for :data:`FEW_INDICES` elements) the calling
-        process adds by itself, and ``timings`` is None.
+        With few indices (less than one for 8 elements) the calling process adds by itself,
+        and ``timings`` is None.
 
         Parameters
         ----------

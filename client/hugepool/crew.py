@@ -132,7 +132,7 @@ class Crew:
         Parameters
         ----------
         plan
-            What to do; see :class:`Planned`.
+            What to do: a :class:`hugepool.SharedPlan`.
         x
             What is read.
         out

@@ -100,7 +100,7 @@ class Binding:
 
 
 class CrewStep:
-    """A prepared step. Made by :meth:`Crew.prepare`; call it to take it."""
+    """A prepared step. Made by :meth:`hugepool.crew.Crew.prepare`; call it to take it."""
 
     def __init__(
         self,

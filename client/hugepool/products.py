@@ -66,9 +66,9 @@ class Products(OperandStore):
         """``out[:] = A @ x`` on worker processes, rows split so that each has equally many entries.
 
         Equal to SciPy's result bit for bit, but for a row that is cut: where one row
-        makes a worker's part larger than :data:`CUT_ROWS_ABOVE` fair shares, several compute
-        it. Such a row of n entries is off by at most ``n u / (1 - n u) * sum |a x|``, u
-        being half the dtype's ``eps``.
+        makes a worker's part larger than 1.25 fair shares, several compute it. Such a row of
+        n entries is off by at most ``n u / (1 - n u) * sum |a x|``, u being half the dtype's
+        ``eps``.
 
         Parameters
         ----------

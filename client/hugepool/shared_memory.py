@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class SharedMemory:
     """A block of bytes that other processes attach by name.
 
-    In the place of :class:`multiprocessing.shared_memory.SharedMemory`: the same calls, the
+    In the place of ``multiprocessing.shared_memory.SharedMemory``: the same calls, the
     same exceptions. The block is an array of a coordinator, writable and never sealed, so
     ``pool.list()`` and ``hugepool ls`` show it.
 

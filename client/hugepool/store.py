@@ -124,7 +124,7 @@ class ArrayStore:
         dtype
             A bool, integer, float or complex dtype in native byte order.
         **policy
-            See :class:`Policy`.
+            See :class:`hugepool.store.Policy`.
 
         Raises
         ------

@@ -34,6 +34,9 @@ PAGE_OF_LIST = 32
 PAGE_OF_HOLDERS = 128
 """Holders in one Described reply; the rest is asked for with ``after``."""
 
+PAGE_OF_JOBS = 32
+"""Jobs in one JobsListed reply; the rest is asked for with ``after``."""
+
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
@@ -162,6 +165,27 @@ class WorkerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts_done: int
     kernel: str = ""
     """What it is at, perhaps cut short; empty if it is idle."""
+
+
+class JobInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job that is queued or running."""
+
+    job: int
+    kernel: str
+    implementation: str
+    """As it was asked for: ``auto`` leaves the choice to each worker."""
+    pid: int
+    """Process that submitted it."""
+    parts: int
+    parts_done: int
+    workers: tuple[int, ...]
+    """Numbers of the workers that are at parts of it."""
+    waiting: bool
+    """Nobody can take up a part of it: it fails in a while."""
+    standing: bool
+    """It lasts until its submitter ends it, as a crew's does."""
+    started_ns: int | None
+    """When its first part was sent; None until then."""
 
 
 # Requests ---------------------------------------------------------------------
@@ -333,6 +357,13 @@ class Resume(Message, frozen=True, tag=26):
     leases: tuple[Held, ...]
     more: bool = False
     """Whether another Resume follows."""
+
+
+class ListJobs(Message, frozen=True, tag=27):
+    """Jobs queued or running, oldest first, a page at a time."""
+
+    after: int = 0
+    """Those of numbers above this one."""
 
 
 # Replies ----------------------------------------------------------------------
@@ -533,6 +564,13 @@ class Resumed(Message, frozen=True, tag=126):
     gone: tuple[int, ...]
 
 
+class JobsListed(Message, frozen=True, tag=127):
+    """One page of jobs; ``more`` says that others follow the last one here."""
+
+    jobs: tuple[JobInfo, ...]
+    more: bool
+
+
 # Notices ----------------------------------------------------------------------
 
 
@@ -594,6 +632,7 @@ Request = (
     | Cancel
     | Bind
     | Resume
+    | ListJobs
 )
 Reply = (
     Failed
@@ -617,6 +656,7 @@ Reply = (
     | FewerWorkers
     | Bound
     | Resumed
+    | JobsListed
 )
 Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
 FromCoordinator = Reply | Notice

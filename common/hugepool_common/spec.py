@@ -214,7 +214,7 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Parameters
     ----------
     name
-        See :func:`check_name`.
+        1 to 128 of ``A-Za-z0-9._-``, beginning with a letter or digit.
     shape
         Of the array, or ``(rows, columns)`` of a matrix or of what a plan was made from.
     dtype

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +16,9 @@ from hugepool_common.errors import CoordinatorRunningError, HugepoolError, Inval
 from hugepool_common.paths import PROGRAM_VARIABLE
 from hugepool_common.settings import CONFIG_VARIABLE, export_mount, read_configuration
 from hugepool_server.config import Config
+
+if TYPE_CHECKING:
+    from hugepool_server.status_page import StatusPage
 
 EXIT_RUNNING = 5
 """Exit status when another coordinator owns the runtime directory."""
@@ -42,6 +48,11 @@ EXIT_RUNNING = 5
 )
 @click.option("--mount", metavar="DIR", help="Where to put arrays, on hugetlbfs or tmpfs.")
 @click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Serve a page that shows what goes on; port 0 for any. Default host: 127.0.0.1.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Default: info.",
@@ -58,6 +69,7 @@ def hugepoold(
     quota_per_user: str | None,
     checksums: bool | None,
     mount: str | None,
+    http: str | None,
     log_level: str | None,
     config: str | None,
     parent: int | None,
@@ -72,9 +84,14 @@ def hugepoold(
     What no option says is taken from HUGEPOOL_ variables and hugepool.toml: see
     hugepool config.
 
+    With --http a process of its own serves a page, in which whoever can open the port
+    sees names, sizes and process ids, never data. It asks the coordinator nothing while
+    no browser is open.
+
     \b
-    Example:
+    Examples:
       hugepoold --runtime-dir /run/user/1000/hugepool
+      hugepoold --http 8377
     """
     if config is not None:
         os.environ[CONFIG_VARIABLE] = config
@@ -101,14 +118,32 @@ def hugepoold(
     export_mount(settings)
     from hugepool_server.daemon import Daemon
 
-    daemon = Daemon(Config.checked(settings, parent_pid=parent))
-    with daemon:
+    checked = Config.checked(settings, parent_pid=parent)
+    with _page(http) as page, Daemon(checked) as daemon:  # a page in vain has touched nothing
+        if page is not None:
+            page.show(daemon.address)
         if ready_fd is not None:
             os.write(ready_fd, daemon.address.encode() + b"\n")
             os.close(ready_fd)
         else:
             click.echo(daemon.address)
         daemon.run()
+
+
+@contextmanager
+def _page(http: str | None) -> Iterator[StatusPage | None]:
+    """The status page, if one is wanted."""
+    if http is None:
+        yield None
+        return
+    from hugepool_server.status_page import StatusPage
+
+    page = StatusPage(http)
+    logging.getLogger(__name__).info("status page at %s", page.url)
+    try:
+        yield page
+    finally:
+        page.close()
 
 
 def main() -> None:

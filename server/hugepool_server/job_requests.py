@@ -14,8 +14,12 @@ from hugepool_common.errors import (
 )
 from hugepool_common.messages import (
     MAX_PARTS,
+    PAGE_OF_JOBS,
     Failed,
     FewerWorkers,
+    JobInfo,
+    JobsListed,
+    ListJobs,
     Message,
     Operand,
     PartAccepted,
@@ -34,7 +38,7 @@ from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
-from hugepool_server.parts import Assignment, Job, Part, clipped
+from hugepool_server.parts import Assignment, Job, Part, PartState, clipped
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -128,6 +132,32 @@ class JobRequests:
             return PartAccepted(stale=True)
         self.fail(taken.job, request.error)
         return PartAccepted(stale=False)
+
+    def list_jobs(self, asker: Asker, request: ListJobs, now_ns: int) -> Message:
+        """Tell a page of the live jobs."""
+        found = [job for job in self._state.jobs.live if job.number > request.after]
+        told = found[:PAGE_OF_JOBS]
+        return JobsListed(tuple(map(self._described, told)), more=len(told) < len(found))
+
+    def _described(self, job: Job) -> JobInfo:
+        return JobInfo(
+            job=job.number,
+            kernel=job.kernel,
+            implementation=job.implementation,
+            pid=job.asker.session.identity.pid,
+            parts=len(job.parts),
+            parts_done=sum(part.state is PartState.DONE for part in job.parts),
+            workers=tuple(
+                worker.number
+                for worker in self._state.jobs.workers
+                if worker.running is not None
+                and worker.running.job is job
+                and not worker.running.stale
+            ),
+            waiting=job.waiting_ns is not None,
+            standing=job.standing,
+            started_ns=job.started_ns,
+        )
 
     def report_timing(self, asker: Asker, request: ReportTiming, now_ns: int) -> Message:
         """Keep a user's own timing, under the process that it is known to come from."""

@@ -36,6 +36,7 @@ from hugepool_common.messages import (
     Goodbye,
     Hello,
     List,
+    ListJobs,
     Operand,
     PartAccepted,
     PartDone,
@@ -70,6 +71,7 @@ from support.examples import examples
 from support.outside import Outside
 
 NAMES = st.sampled_from("ab")
+LOOKS = ["list", "jobs", "stats", "timing", "describe"]
 CHOICE = st.integers(0, 1 << 16)
 UIDS = st.sampled_from([1000, 1000, 1000, 1000, 1001, 0])
 COUNTS = st.sampled_from([0, 10, 10, 5000])
@@ -400,10 +402,11 @@ class World(RuleBasedStateMachine):
         self.out.check()
 
     @has_clients
-    @rule(choice=CHOICE, name=NAMES, kind=st.sampled_from(["list", "stats", "timing", "describe"]))
+    @rule(choice=CHOICE, name=NAMES, kind=st.sampled_from(LOOKS))
     def look(self, choice: int, name: str, kind: str) -> None:
         requests: dict[str, Request] = {
             "list": List(),
+            "jobs": ListJobs(),
             "stats": Stats(),
             "timing": ReportTiming(Timing("step")),
             "describe": Describe(name),

@@ -128,8 +128,8 @@ BREAKAGES = (
     Breakage(
         "a client that comes back loses what it holds",
         Leases.grant_again,
-        "session.leases[number] = lease",
-        "self._forget(lease)",
+        "lease = session.leases[number] = self._new(number, session, segment_id, readonly)",
+        "self._forget(lease := self._new(number, session, segment_id, readonly))",
     ),
     Breakage(
         "unsealed arrays outlive their owner",

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from support.commands import Shell
+from support.documents import ROOT, beginning, blocks_of, on_screen
 from support.service import Service, tell
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+BLOCKS = [(block.language, block.text) for block in blocks_of(TEXT)]
 SCRIPTS = [text for language, text in BLOCKS if language == "python"]
 LINES = [
     shlex.split(line, comments=True)
@@ -44,7 +44,7 @@ BIN = sysconfig.get_path("scripts")
 
 
 def test_the_languages_are_known() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "console", "python"}
+    assert {language for language, _ in BLOCKS} == {"bash", "console", "python", "text"}
 
 
 def test_scripts_and_commands_run_in_order_as_in_three_shells(
@@ -73,6 +73,8 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
         outputs.append(done.stdout)
     private, first, second, third, fourth, fifth, *told = outputs
     assert "<SharedArray 'x' (5000000,) float64 40 MB sealed" in private
+    (shown,) = [text for language, text in BLOCKS if language == "text"]
+    assert list(map(beginning, private.splitlines())) == list(map(beginning, shown.splitlines()))
     assert "on 2 worker(s)" in first
     total = float(re.search(r"sum ([0-9.e+]+)", first)[1])  # type: ignore[index]
     assert float(second.split()[0]) == pytest.approx(total)
@@ -101,19 +103,10 @@ def test_the_session_shows_what_a_terminal_shows(service: Service, tmp_path: Pat
         command, *arguments = shlex.split(line)
         if command == "readers":
             assert tell(reader) == "attached"
-        seen = shell.at_a_terminal(command, *arguments, directory=str(tmp_path))
+        seen = on_screen(shell.at_a_terminal(command, *arguments, directory=str(tmp_path)))
         if command in OF_THE_HOST:
             continue
-        assert [_beginning(one) for one in seen.splitlines()] == [
-            _beginning(one) for one in shown.splitlines()
-        ], line
-
-
-def _beginning(line: str) -> str:
-    """What a line begins with on every machine; a heading in full, whatever its columns' widths."""
-    if line.isupper():
-        return " ".join(line.split())
-    return re.sub("[0-9]+", "#", line.split()[0])
+        assert list(map(beginning, seen)) == list(map(beginning, shown.splitlines())), line
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -16,7 +16,10 @@ from support.host import require
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / "scripts" / "environment.sh"
-PROGRAMS = [ROOT / "scripts" / "test", ROOT / "scripts" / "bench", ROOT / ".ci" / "run"]
+PROGRAMS = [
+    *(ROOT / "scripts" / name for name in ("test", "bench", "docs")),
+    ROOT / ".ci" / "run",
+]
 
 
 def ran(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

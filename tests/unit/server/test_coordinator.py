@@ -8,6 +8,7 @@ from hugepool_common import wire
 from hugepool_common.errors import ErrorCode, InvalidSpecError
 from hugepool_common.messages import (
     CREW_KERNEL,
+    PAGE_OF_JOBS,
     ArrayCreated,
     Attach,
     Attached,
@@ -31,8 +32,11 @@ from hugepool_common.messages import (
     GoodbyeSaid,
     Hello,
     JobDone,
+    JobInfo,
+    JobsListed,
     List,
     Listed,
+    ListJobs,
     Operand,
     PartAccepted,
     PartDone,
@@ -762,6 +766,55 @@ def test_uptime_counts_from_the_first_event_unless_told() -> None:
     assert isinstance(send, Send)
     assert isinstance(send.message, Counted)
     assert send.message.uptime_ns == 700
+
+
+def test_jobs_are_listed_with_who_is_at_them(bench: Bench) -> None:
+    client = bench.client()
+    first, second = bench.worker(), bench.worker()
+    submitted_ns = bench.now_ns
+    client.submit(rows=(0, 1, 2, 3), kernel="spmv")
+    client.submit(rows=(0, 1))
+    (spmv, gather) = client.call(ListJobs(), JobsListed).jobs
+    assert spmv == JobInfo(
+        job=spmv.job,
+        kernel="spmv",
+        implementation="auto",
+        pid=client.identity.pid,
+        parts=3,
+        parts_done=0,
+        workers=(1, 2),
+        waiting=False,
+        standing=False,
+        started_ns=spmv.started_ns,
+    )
+    assert spmv.started_ns is not None and submitted_ns < spmv.started_ns < bench.now_ns
+    assert (gather.kernel, gather.parts, gather.workers, gather.started_ns) == (
+        "gather",
+        1,
+        (),
+        None,
+    )
+    first.done(first.part())
+    assert [(one.parts_done, one.workers) for one in client.call(ListJobs(), JobsListed).jobs] == [
+        *((1, (1, 2)), (0, ()))
+    ]
+    assert client.call(ListJobs(spmv.job), JobsListed).jobs[0].kernel == "gather"
+    for worker in (first, second):
+        worker.exit()
+    assert [(one.workers, one.waiting) for one in client.call(ListJobs(), JobsListed).jobs] == [
+        *(((), True), ((), True))
+    ]
+
+
+def test_many_jobs_are_listed_a_page_at_a_time(bench: Bench) -> None:
+    client, _ = bench.client(), bench.worker()
+    for _ in range(PAGE_OF_JOBS + 2):
+        client.submit(rows=(0, 1))
+    page = client.call(ListJobs(), JobsListed)
+    assert (len(page.jobs), page.more) == (PAGE_OF_JOBS, True)
+    rest = client.call(ListJobs(page.jobs[-1].job), JobsListed)
+    assert (len(rest.jobs), rest.more) == (2, False)
+    assert {one.job for one in page.jobs}.isdisjoint(one.job for one in rest.jobs)
 
 
 def test_own_timings_are_kept_under_the_senders_pid(bench: Bench) -> None:

@@ -11,8 +11,11 @@ from hugepool_common import wire
 from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NoWorkersError
 from hugepool_common.messages import (
     MAX_PARTS,
+    PAGE_OF_JOBS,
     Counted,
     JobDone,
+    JobInfo,
+    JobsListed,
     Operand,
     RunPart,
     SubmitJob,
@@ -360,6 +363,16 @@ def test_the_largest_stats_fit_a_frame() -> None:
     assert len(counted.timings) == 32
     assert all(len(worker.cpus) == 8 for worker in counted.workers)
     assert len(wire.encode(1, counted)[2]) <= wire.MAX_BODY
+
+
+def test_the_largest_page_of_jobs_fits_a_frame() -> None:
+    words, counts = "k" * 64, (MAX_PARTS, MAX_PARTS)
+    shares = [512 // PAGE_OF_JOBS] * PAGE_OF_JOBS  # no more workers than there may be
+    jobs = [
+        JobInfo(HUGE, words, words, HUGE, *counts, (HUGE,) * share, True, True, HUGE)
+        for share in shares
+    ]
+    assert len(wire.encode(1, JobsListed(tuple(jobs), True))[2]) <= wire.MAX_BODY
 
 
 @pytest.mark.parametrize("more", [False, True])
