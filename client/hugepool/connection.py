@@ -46,6 +46,8 @@ def connect(
         Nobody answers at the address.
     InvalidSpecError
         An argument, or a setting, has no such value.
+    NotEnoughMemoryError
+        This process, or the coordinator, has too few descriptors left.
     UnsupportedPlatformError
         This is not Linux.
     """

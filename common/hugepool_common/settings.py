@@ -20,7 +20,7 @@ from typing import Literal, NoReturn, get_args
 
 import msgspec
 
-from hugepool_common.errors import InvalidSpecError
+from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError
 from hugepool_common.paths import RUNTIME_VARIABLE
 from hugepool_common.spec import HugePages, PageSize
 from hugepool_common.units import parse_bytes
@@ -179,9 +179,12 @@ def _read_file(path: str, required: bool) -> dict[str, object]:
         # A usual one that we may not read is not meant for us: somebody else's home, perhaps.
         if not required and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             return {}
-        raise InvalidSpecError(
-            f"the configuration file cannot be read: {error.strerror}", where=path
-        ) from None
+        message = f"the configuration file cannot be read: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # the file is not at fault
+            raise NotEnoughMemoryError(
+                message, where=path, remedy="raise the number of descriptors with: ulimit -n"
+            ) from None
+        raise InvalidSpecError(message, where=path) from None
     import tomllib  # most machines have no file
 
     try:

@@ -265,6 +265,36 @@ def test_destroyed_is_destroyed(service: Service) -> None:
         assert not os.path.exists(path)
 
 
+@pytest.mark.parametrize("harm", ["no socket", "no way to be told"])
+def test_a_start_that_fails_loses_nothing(service: Service, harm: str) -> None:
+    """It has taken everything over by then, and must leave it to the next one."""
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        x = pool.put("x", np.arange(1000.0))
+        mine = pool.create("mine", 1000)
+        mine.array[:] = 7
+        service.kill()
+        socket = Path(paths.socket_path(str(service.directory)))
+        if harm == "no socket":
+            socket.unlink()
+            (socket / "in the way").mkdir(parents=True)
+            failed = service.begin()
+        else:
+            failed = service.begin("--ready-fd", "99")
+        out, err = failed.communicate(timeout=60)
+        assert (failed.returncode, out) == (1, "")
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith("hugepoold: cannot ")
+        if socket.is_dir():
+            shutil.rmtree(socket)
+        service.start()
+        assert set(names(pool)) == {"x", "mine"}
+        assert x.array[999] == 999
+        np.testing.assert_array_equal(mine.seal().array, np.full(1000, 7.0))
+        stats = pool.stats()
+        assert (stats.lost, stats.sessions) == (0, 1)
+
+
 def test_kills_during_recovery_change_nothing(service: Service) -> None:
     service.start()
     owner = service.python(OWNER)

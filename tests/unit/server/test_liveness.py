@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -111,6 +113,29 @@ def test_an_exec_is_seen_by_the_next_look(watched: Watched, locker: Callable[...
     assert watched.liveness.ended(CHECK_INTERVAL_NS + 1) == [], "not due yet"
     assert watched.liveness.wake_ns == 2 * CHECK_INTERVAL_NS
     assert watched.liveness.ended(2 * CHECK_INTERVAL_NS) == [1]
+
+
+def test_a_lock_that_cannot_be_looked_at_ends_nothing(
+    watched: Watched, locker: Callable[..., Locker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, late = locker(), locker()
+    client.lock(watched.open(1, client.pid))
+    late.lock(watched.open(2, late.pid))
+    assert watched.liveness.bind(1)
+
+    def refused(fd: int, command: int, argument: bytes) -> bytes:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "fcntl", refused)
+        assert watched.liveness.ended(CHECK_INTERVAL_NS) == []
+        assert watched.liveness.bind(1), "as it was seen to be before"
+        assert not watched.liveness.bind(2), "nobody has seen it hold its lock"
+        assert watched.tokens.check(1) is None
+    assert watched.liveness.ended(2 * CHECK_INTERVAL_NS) == []
+    assert watched.liveness.bind(2)
+    client.kill()
+    assert watched.liveness.ended(3 * CHECK_INTERVAL_NS) == [1]
 
 
 def test_a_stopped_process_is_no_dead_one(watched: Watched, locker: Callable[..., Locker]) -> None:

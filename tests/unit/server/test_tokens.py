@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -330,6 +331,41 @@ def test_a_token_that_is_not_what_it_says_is_removed(
     after = Tokens(str(tmp_path), BOOT)
     assert after.read() == ()
     assert not os.path.exists(path)
+    after.close()
+
+
+@pytest.mark.parametrize("call", ["open", "lock", "began"])
+def test_what_cannot_be_looked_at_is_not_dead(
+    tmp_path: Path,
+    locker: Callable[..., Locker],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """The start is refused rather than a session ended; only when it began may be unknown."""
+    before = Tokens(str(tmp_path), BOOT)
+    client = locker()
+    path = before.make(1, me(client.pid), "test")
+    client.lock(path)
+    before.close(keep=True)
+    after = Tokens(str(tmp_path), BOOT)
+
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    target = {"open": "os.open", "lock": "fcntl.fcntl", "began": "builtins.open"}[call]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(target, refused)
+        if call == "began":
+            found = [one.session for one in after.read()]
+        else:
+            with pytest.raises(OSError, match="denied"):
+                after.read()
+    if call != "began":
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        found = [one.session for one in after.read()]
+    assert found == [1]
+    assert os.path.exists(path)
     after.close()
 
 
