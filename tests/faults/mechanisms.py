@@ -60,7 +60,7 @@ MECHANISMS = (
             "a start sweeps what dead coordinators left that nobody will come back to",
             f"{SERVER}/daemon.py",
             "self._directories.sweep(mounts, boot=boot, keep=known)",
-            "self._directories.sweep([], boot=boot, keep=known)",
+            "self._directories.prune(lambda path: True)",
             f"{SYSTEM}/test_restart.py"
             "::test_nobody_comes_back_to_a_runtime_directory_that_was_removed",
         ),
@@ -106,7 +106,8 @@ MECHANISMS = (
             f"{SERVER}/backends/unpublished.py",
             "                os.ftruncate(self.fd, 0)",
             "                pass",
-            "tests/conformance/test_backends.py::test_a_cancelled_segment_leaves_nothing",
+            f"{UNIT}/test_unpublished.py"
+            "::test_what_is_not_published_keeps_no_page_wherever_else_it_is_open",
         ),
     ),
     *_of(
@@ -165,7 +166,8 @@ MECHANISMS = (
             f"{SERVER}/makers.py",
             "                if making.cancel.is_set():",
             "                if False:",
-            f"{UNIT}/test_makers.py::test_what_is_cancelled_leaves_nothing",
+            f"{UNIT}/test_makers.py"
+            "::test_what_is_cancelled_when_its_segment_was_just_made_gets_no_manifest",
         ),
     ),
     *_of(

@@ -72,7 +72,8 @@ class Copy:
             reasons = [line[1:].strip() for line in said.splitlines() if line.startswith("E  ")]
             return "noticed", (reasons or [said.splitlines()[-1]])[0][:160]
         if status == 0:
-            return ("skipped" if "SKIPPED" in said else "missed"), said.splitlines()[-1]
+            summary = said.splitlines()[-1]
+            return ("missed" if "passed" in summary else "skipped"), summary
         raise SystemExit(f"{mechanism.what}: its test did not run\n{said}")
 
 

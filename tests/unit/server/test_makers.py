@@ -23,6 +23,7 @@ from hugepool_common.errors import (
 )
 from hugepool_common.spec import ArraySpec, Segment
 from hugepool_server import events
+from hugepool_server.backends import select
 from hugepool_server.config import Config
 from hugepool_server.makers import UNLINK_BYTES, Makers, Origin
 from hugepool_server.manifests import Manifests, boot_id
@@ -250,12 +251,23 @@ def replace_names(record: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
 
 
 @pytest.mark.parametrize("elements", [1000, 2 * UNLINK_BYTES // 8])
-def test_a_manifest_goes_before_its_segment(workshop: Workshop, elements: int) -> None:
+def test_a_manifest_goes_before_its_segment(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
     segment = workshop.make(spec_of("x", elements))
+    whole, written = select.unlink_segment, []
+
+    def looked_and_unlinked(segment: Segment) -> None:
+        written.append(workshop.written())
+        whole(segment)
+
+    monkeypatch.setattr(select, "unlink_segment", looked_and_unlinked)
     workshop.makers.unlink(segment)
     assert workshop.written() == {}
     assert settles(lambda: not os.path.exists(segment.path))
     workshop.makers.unlink(segment)
+    assert settles(lambda: len(written) == 2)
+    assert written == [{}, {}]
 
 
 def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
@@ -270,6 +282,27 @@ def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
     assert workshop.written() == {}
     directory, _ = workshop.directories.on("/dev/shm")
     assert settles(lambda: os.listdir(directory) == [])
+
+
+def test_what_is_cancelled_when_its_segment_was_just_made_gets_no_manifest(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = select.make_segment
+
+    def made_and_cancelled(*arguments: Any, **options: Any) -> Any:
+        made = whole(*arguments, **options)
+        assert os.path.exists(made[0].path)
+        workshop.makers.cancel(made[0].segment_id)  # its token too
+        return made
+
+    monkeypatch.setattr(select, "make_segment", made_and_cancelled)
+    workshop.begin(spec_of("x"))
+    outcome = workshop.outcome()
+    assert isinstance(outcome, events.SegmentRefused)
+    assert isinstance(outcome.error.to_error(), CancelledError)
+    assert workshop.written() == {}
+    directory, _ = workshop.directories.on("/dev/shm")
+    assert os.listdir(directory) == []
 
 
 def test_what_is_cancelled_too_late_has_no_manifest_either(workshop: Workshop) -> None:
