@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,8 @@ def test_a_manifest_goes_before_its_segment(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, elements: int
 ) -> None:
     segment = workshop.make(spec_of("x", elements))
-    whole, written = select.unlink_segment, []
+    whole = select.unlink_segment
+    written: list[dict[int, ArrayRecord]] = []
 
     def looked_and_unlinked(segment: Segment) -> None:
         written.append(workshop.written())
@@ -369,6 +371,33 @@ def replaced(made: Segment, mount: str, workshop: Workshop) -> Segment:
     return msgspec.structs.replace(
         made, path=path, device=status.st_dev, inode=status.st_ino, length=4096
     )
+
+
+def test_without_a_thread_to_do_it_an_act_is_refused_and_not_done_later(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("x", 2 * UNLINK_BYTES // 8)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        workshop.begin(spec)
+        outcome = workshop.outcome()
+        assert isinstance(outcome, events.SegmentRefused)
+        assert isinstance(outcome.error.to_error(), NotEnoughMemoryError)
+    segment = workshop.make(spec)
+    assert list(workshop.written()) == [segment.segment_id], "the first one was given up"
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        assert isinstance(workshop.seal(segment, spec), events.SealRefused)
+        assert mode_of(segment) == 0o600
+        workshop.makers.unlink(segment)
+        assert workshop.written() == {}
+    assert os.path.exists(segment.path)
+    workshop.makers.retry()
+    assert settles(lambda: not os.path.exists(segment.path))
 
 
 def test_an_embedded_coordinator_writes_nothing_down(tmp_path: Path) -> None:
