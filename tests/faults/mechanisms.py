@@ -157,7 +157,9 @@ MECHANISMS = (
         (
             "what is destroyed stays until its manifest could be removed",
             f"{SERVER}/makers.py",
+            "        if not self._forget(segment.segment_id):\n"
             "            self._unremoved.append(segment)\n            return\n",
+            "        if not self._forget(segment.segment_id):\n"
             "            self._unremoved.append(segment)\n",
             f"{UNIT}/test_makers.py::test_a_segment_stays_until_its_manifest_could_be_removed",
         ),
@@ -240,7 +242,7 @@ MECHANISMS = (
             f"{SERVER}/registry.py",
             "        self._charge(found, -1)\n",
             "",
-            f"{UNIT}/test_quotas.py::test_a_quota_is_kept_to_the_byte",
+            f"{UNIT}/test_quotas.py::test_what_is_superseded_counts_as_long_as_it_is_kept",
         ),
         (
             "memory is promised once",
@@ -602,8 +604,8 @@ MECHANISMS = (
         (
             "arrays are populated on threads",
             f"{SERVER}/makers.py",
-            "        pool.submit(self._make, making, [*self._removals])",
-            "        self._make(making, [*self._removals])",
+            "        if _begin(pool, self._make, making, [*self._removals]) is None:",
+            "        if self._make(making, [*self._removals]) is not None:",
             f"{SYSTEM}/test_service.py::test_others_are_served_while_pages_are_made",
         ),
     ),
