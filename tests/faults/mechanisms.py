@@ -363,8 +363,8 @@ MECHANISMS = (
             f"{SERVER}/parts.py",
             "(job, part, epoch) == (self.job.number, self.part.number, self.epoch)",
             "(job, part) == (self.job.number, self.part.number)",
-            f"{UNIT}/test_job_failures.py"
-            "::test_a_stopped_worker_that_returns_is_told_that_it_is_too_late",
+            f"{UNIT}/test_sessions.py"
+            "::test_a_worker_that_registers_at_a_new_connection_is_at_nothing",
         ),
         (
             "a part that is taken back has a new epoch",
