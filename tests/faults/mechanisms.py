@@ -561,7 +561,7 @@ MECHANISMS = (
             f"{SERVER}/backends/select.py",
             "            _refuse_writers(fd, segment.path)",
             "            pass",
-            "tests/conformance/test_backends.py::test_sealing_waits_for_every_writer",
+            "tests/conformance/test_backends.py::test_sealing_waits_for_every_writer[shm-4k]",
         ),
         (
             "sealing makes leases read-only",
