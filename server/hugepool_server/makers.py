@@ -135,7 +135,8 @@ class Makers:
         """Begin to make a segment for the session whose token is `owner`."""
         making = self._making[effect.token] = _Making(effect, owner)
         pool = self._small if effect.spec.nbytes < SMALL_BYTES else self._large
-        pool.submit(self._make, making, [*self._removals])
+        if _begin(pool, self._make, making, [*self._removals]) is None:
+            self._post(events.SegmentRefused(effect.token, _no_thread(effect.spec.name)))
 
     def cancel(self, token: int) -> None:
         """Have a segment under way given up soon: it has no manifest from here on."""
@@ -152,7 +153,8 @@ class Makers:
 
     def seal(self, effect: events.SealSegment) -> None:
         """Begin to seal a segment."""
-        self._sealers.submit(self._seal, effect)
+        if _begin(self._sealers, self._seal, effect) is None:
+            self._post(events.SealRefused(effect.token, _no_thread(effect.spec.name)))
 
     def publish(self, effect: events.PublishGeneration) -> events.Event:
         """Give a sealed segment a name and a generation: one rename, so no thread of its own."""
@@ -177,7 +179,10 @@ class Makers:
             self._remove(segment)
             return
         # Giving back the pages of 5 GiB takes a second.
-        removal = self._removers.submit(self._remove, segment)
+        removal = _begin(self._removers, self._remove, segment)
+        if removal is None:
+            self._unremoved.append(segment)
+            return
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
 
@@ -320,6 +325,40 @@ class Makers:
             cancel=self._stopping,
             checksums=self._config.checksums,
         )
+
+
+def _begin(
+    pool: ThreadPoolExecutor, act: Callable[..., None], *arguments: object
+) -> Future[None] | None:
+    """Have a thread do something; None if there is none and none can be started.
+
+    An executor has queued by then what it cannot begin, and would do it some time later.
+    """
+    taken = threading.Lock()
+
+    def act_unless_refused() -> None:
+        if taken.acquire(blocking=False):
+            act(*arguments)
+
+    try:
+        return pool.submit(act_unless_refused)
+    except RuntimeError as error:
+        if not taken.acquire(blocking=False):
+            begun: Future[None] = Future()  # by one that became free just then
+            begun.set_result(None)
+            return begun
+        log.error("cannot start a thread: %s", error)
+        return None
+
+
+def _no_thread(name: str) -> Failed:
+    return Failed.from_error(
+        NotEnoughMemoryError(
+            f"no thread to work on {name!r} could be started",
+            where="the coordinator",
+            remedy="raise the limit of its tasks (ulimit -u, TasksMax=), or free memory",
+        )
+    )
 
 
 def _restore_mode(segment: Segment, file_mode: int) -> None:

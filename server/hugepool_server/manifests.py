@@ -301,7 +301,7 @@ def begin_epoch(
             last = None
             _copy_damaged(runtime_directory)
         if last is None:
-            last = _remembered(runtime_directory, boot)
+            last = remembered(runtime_directory, boot)
         if last.boot_id != boot or not last.store:
             last = CoordinatorRecord(last.epoch, new_store(), (), boot)
         record = msgspec.structs.replace(last, epoch=last.epoch + 1)
@@ -401,7 +401,7 @@ def _segments_named(directory: str) -> frozenset[int]:
     return frozenset(one for one in found if one is not None)
 
 
-def _remembered(runtime_directory: str, boot: str) -> CoordinatorRecord:
+def remembered(runtime_directory: str, boot: str) -> CoordinatorRecord:
     """What can be known without the coordinator's record, from all that was written beside it.
 
     The epoch is the highest of any number there; the store is empty unless whole

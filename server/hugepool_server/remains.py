@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from hugepool_common import paths
-from hugepool_server.manifests import quarantined_segments, read_coordinator
+from hugepool_server.manifests import quarantined_segments, read_coordinator, remembered
 from hugepool_server.records import DamagedRecordError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -78,8 +78,9 @@ def _awaited(dir_fd: int, dir_path: str, boot: str) -> bool:
     names = os.listdir(dir_fd)
     segments = {paths.file_segment(name) for name in names}
     for owner in filter(None, map(paths.owner_mark_path, names)):
-        record = read_coordinator(owner)
-        if record is not None and (record.store, record.boot_id) == (store, boot):
+        # A record that is gone is made up from the manifests by the next coordinator there.
+        record = read_coordinator(owner) or remembered(owner, boot)
+        if (record.store, record.boot_id) == (store, boot):
             return True
         # Kept until somebody has looked at the manifest, even if the store was lost too.
         if not segments.isdisjoint(quarantined_segments(owner)):

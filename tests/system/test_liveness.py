@@ -74,6 +74,14 @@ class Raw:
     def receive(self) -> tuple[int, FromCoordinator]:
         return wire.decode_from_coordinator(self._socket.recv_multipart())
 
+    def unread(self) -> int:
+        """How many answers are there to be read, of all that were sent so far."""
+        count = 0
+        while self._socket.poll(1000):
+            self._socket.recv_multipart()
+            count += 1
+        return count
+
     def ask(self, message: Message) -> FromCoordinator:
         number = self.send(message)
         while True:
@@ -269,6 +277,8 @@ def test_a_peer_that_never_reads_delays_nobody(raw: Raw, service: Service) -> No
         assert pool.stats().sessions == 2, "what it holds stays: it may be stopped"
         assert resident_kib(service.process.pid) - before < 64 * 1024
         assert x.array[999] == 999
+        # What found no room is not kept for it: it was not told, and is to ask again.
+        assert raw.unread() < sent / 2
         os.close(fd)
         assert settles(lambda: pool.stats().sessions == 1)
 

@@ -28,6 +28,15 @@ def test_a_message_comes_back_as_it_was() -> None:
     assert wire.decode_request(wire.encode(2**64 - 1, request)) == (2**64 - 1, request)
 
 
+def test_the_bytes_of_a_message() -> None:
+    """What another version of hugepool reads."""
+    assert wire.encode(7, List("x")) == [
+        b"\x01",
+        b"\x07" + bytes(7),
+        b"\x82\xa1m\x08\xa5after\xa1x",
+    ]
+
+
 def test_numbers_of_messages_are_unique_and_in_their_range() -> None:
     numbers: dict[int, type] = {}
     for kinds, low, high in ((Request, 1, 99), (FromCoordinator, 100, 299)):
@@ -77,6 +86,19 @@ def test_bad_frames_are_typed_errors(frames: list[bytes]) -> None:
         wire.decode_request(frames)
 
 
+def test_a_body_has_a_longest_length() -> None:
+    assert wire.MAX_BODY == 65536
+    with pytest.raises(ProtocolError, match="malformed"):
+        wire.decode_request([*HEAD, bytes(wire.MAX_BODY)])
+    with pytest.raises(ProtocolError, match="body too long"):
+        wire.decode_request([*HEAD, bytes(wire.MAX_BODY + 1)])
+    room = wire.MAX_BODY - len(wire.encode(1, Attach("x" * 60_000))[2])
+    longest = wire.encode(1, Attach("x" * (60_000 + room)))
+    assert len(longest[2]) == wire.MAX_BODY
+    with pytest.raises(ProtocolError, match="too long for one frame"):
+        wire.encode(1, Attach("x" * (60_001 + room)))
+
+
 def test_a_message_written_otherwise_is_the_same_message() -> None:
     for body in (
         msgpack.packb({"m": 8, "after": "x"}),
@@ -107,6 +129,7 @@ def test_texts_and_arrays_have_a_longest_length() -> None:
 
 def test_the_correlation_of_a_bad_message_can_be_read() -> None:
     assert wire.correlation_of([*HEAD, b"\xc1"]) == 7
+    assert wire.correlation_of(HEAD) == 7
     assert wire.correlation_of(HEAD[:1]) is None
     assert wire.correlation_of([b"", b"123"]) is None
 

@@ -8,6 +8,7 @@ from hugepool_common import wire
 from hugepool_common.errors import ErrorCode, InvalidSpecError
 from hugepool_common.messages import (
     CREW_KERNEL,
+    PAGE_OF_HOLDERS,
     PAGE_OF_JOBS,
     ArrayCreated,
     Attach,
@@ -736,6 +737,28 @@ def test_describe_tells_each_process_once(bench: Bench) -> None:
     described = client.call(Describe("x"), Described)
     assert (described.array.readers, described.reader_pids) == (3, (101,))
     assert described.array.pages.reasons
+
+
+def test_holders_are_told_in_order_a_page_at_a_time_to_who_asks(bench: Bench) -> None:
+    owner = bench.client(name="o" * 100)
+    owner.create("x")
+    attached = [owner.attach("x").lease for _ in range(PAGE_OF_HOLDERS - 1)]
+    assert owner.call(Describe("x"), Described).holders == ()
+
+    first = owner.call(Describe("x", after=0), Described)
+    assert [one.lease for one in first.holders[1:]] == attached
+    assert not first.more
+    maker = first.holders[0]
+    assert (maker.pid, maker.uid) == (owner.identity.pid, owner.identity.uid)
+    assert (maker.client, maker.readonly, maker.rows) == ("o" * 40, False, None)
+    assert first.holders[1].readonly
+
+    last = bench.client().attach("x").lease
+    page = owner.call(Describe("x", after=0), Described)
+    assert (page.holders, page.more) == (first.holders, True)
+    page = owner.call(Describe("x", after=page.holders[-1].lease), Described)
+    assert [one.lease for one in page.holders] == [last]
+    assert not page.more
 
 
 def test_stats_count(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hugepool_common.errors import (
 )
 from hugepool_common.spec import ArraySpec, Segment
 from hugepool_server import events
+from hugepool_server.backends import select
 from hugepool_server.config import Config
 from hugepool_server.makers import UNLINK_BYTES, Makers, Origin
 from hugepool_server.manifests import Manifests, boot_id
@@ -250,12 +252,24 @@ def replace_names(record: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
 
 
 @pytest.mark.parametrize("elements", [1000, 2 * UNLINK_BYTES // 8])
-def test_a_manifest_goes_before_its_segment(workshop: Workshop, elements: int) -> None:
+def test_a_manifest_goes_before_its_segment(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
     segment = workshop.make(spec_of("x", elements))
+    whole = select.unlink_segment
+    written: list[dict[int, ArrayRecord]] = []
+
+    def looked_and_unlinked(segment: Segment) -> None:
+        written.append(workshop.written())
+        whole(segment)
+
+    monkeypatch.setattr(select, "unlink_segment", looked_and_unlinked)
     workshop.makers.unlink(segment)
     assert workshop.written() == {}
     assert settles(lambda: not os.path.exists(segment.path))
     workshop.makers.unlink(segment)
+    assert settles(lambda: len(written) == 2)
+    assert written == [{}, {}]
 
 
 def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
@@ -270,6 +284,27 @@ def test_what_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
     assert workshop.written() == {}
     directory, _ = workshop.directories.on("/dev/shm")
     assert settles(lambda: os.listdir(directory) == [])
+
+
+def test_what_is_cancelled_when_its_segment_was_just_made_gets_no_manifest(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = select.make_segment
+
+    def made_and_cancelled(*arguments: Any, **options: Any) -> Any:
+        made = whole(*arguments, **options)
+        assert os.path.exists(made[0].path)
+        workshop.makers.cancel(made[0].segment_id)  # its token too
+        return made
+
+    monkeypatch.setattr(select, "make_segment", made_and_cancelled)
+    workshop.begin(spec_of("x"))
+    outcome = workshop.outcome()
+    assert isinstance(outcome, events.SegmentRefused)
+    assert isinstance(outcome.error.to_error(), CancelledError)
+    assert workshop.written() == {}
+    directory, _ = workshop.directories.on("/dev/shm")
+    assert os.listdir(directory) == []
 
 
 def test_what_is_cancelled_too_late_has_no_manifest_either(workshop: Workshop) -> None:
@@ -336,6 +371,33 @@ def replaced(made: Segment, mount: str, workshop: Workshop) -> Segment:
     return msgspec.structs.replace(
         made, path=path, device=status.st_dev, inode=status.st_ino, length=4096
     )
+
+
+def test_without_a_thread_to_do_it_an_act_is_refused_and_not_done_later(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("x", 2 * UNLINK_BYTES // 8)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        workshop.begin(spec)
+        outcome = workshop.outcome()
+        assert isinstance(outcome, events.SegmentRefused)
+        assert isinstance(outcome.error.to_error(), NotEnoughMemoryError)
+    segment = workshop.make(spec)
+    assert list(workshop.written()) == [segment.segment_id], "the first one was given up"
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        assert isinstance(workshop.seal(segment, spec), events.SealRefused)
+        assert mode_of(segment) == 0o600
+        workshop.makers.unlink(segment)
+        assert workshop.written() == {}
+    assert os.path.exists(segment.path)
+    workshop.makers.retry()
+    assert settles(lambda: not os.path.exists(segment.path))
 
 
 def test_an_embedded_coordinator_writes_nothing_down(tmp_path: Path) -> None:

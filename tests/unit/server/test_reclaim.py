@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -321,6 +322,7 @@ def test_what_nobody_will_come_for_is_swept(run: Path, place: Path, change: str)
         manifests.write_coordinator(str(run), other)
     elif change == "record":
         (run / paths.COORDINATOR_NAME).unlink()
+        shutil.rmtree(paths.manifests_path(str(run)))
     elif change == "run":
         run.rename(run.with_name("moved"))
     else:
@@ -335,6 +337,19 @@ def test_what_cannot_be_judged_is_left_and_told(run: Path, place: Path) -> None:
     life.kill()
     (run / paths.COORDINATOR_NAME).write_bytes(b"?")
     assert sweep(place) == Reclaimed(0, 0, (str(place / NAME),))
+    again = Life(run, place)
+    assert again.record.store == STORE
+    assert again.recovery.event.arrays == (record,)
+    again.kill()
+
+
+def test_manifests_alone_tell_that_somebody_will_come(run: Path, place: Path) -> None:
+    """The next coordinator makes up a record that is gone, so nobody may sweep until then."""
+    life = Life(run, place)
+    record = life.array(1)
+    life.kill()
+    (run / paths.COORDINATOR_NAME).unlink()
+    assert sweep(place) == Reclaimed(0, 0)
     again = Life(run, place)
     assert again.record.store == STORE
     assert again.recovery.event.arrays == (record,)
