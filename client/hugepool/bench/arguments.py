@@ -136,7 +136,7 @@ def check_extras(plot: str | None, options: BenchOptions) -> None:
             if not set(choices) & set(kernels.available(kernel)):
                 kernels.resolve(kernel, choices[0])  # says which extra has it
     if plot is not None:
-        from hugepool.bench.plot import import_matplotlib
+        from hugepool.bench.drawing import import_matplotlib
 
         import_matplotlib()
 

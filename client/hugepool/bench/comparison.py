@@ -8,8 +8,16 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from hugepool.bench.results import Benchmark, Environment, OptionValue
+from hugepool.bench.results import (
+    HUGE_ENOUGH,
+    Benchmark,
+    CellResult,
+    Environment,
+    OptionValue,
+    SweepPoint,
+)
 from hugepool.bench.statistics import RUN_RULE, Spread, unpaired_speedup
+from hugepool.bench.table import binary, percentage
 from hugepool_common.errors import HugepoolError
 
 FORMAT = 1
@@ -17,6 +25,7 @@ FORMAT = 1
 
 LIMIT = "limit"
 SWEEP = "sweep"
+_NS_PER_MS = 1_000_000
 Verdict = Literal["faster", "slower", ""]
 Difference: TypeAlias = OptionValue | dict[str, int] | dict[str, str]
 
@@ -50,8 +59,10 @@ class Change(msgspec.Struct, frozen=True):
 
     Parameters
     ----------
-    old_ns, new_ns
-        Per item: gather, stored entry, or one run of a limit.
+    unit
+        ``ns per gather``, ``ns per nnz``, or ``ms`` for one run of a limit.
+    old, new
+        Times of the rounds in that unit.
     ratio, low, high
         Old time over new, and its interval (or the extremes after too few rounds).
     rounds
@@ -63,8 +74,9 @@ class Change(msgspec.Struct, frozen=True):
     """
 
     key: Key
-    old_ns: Spread
-    new_ns: Spread
+    unit: str
+    old: Spread
+    new: Spread
     ratio: float
     low: float
     high: float
@@ -86,6 +98,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
     Parameters
     ----------
+    old_disturbed, new_disturbed
+        Share of each run's rounds that were timed while others used the workers' CPUs.
     only_old, only_new
         Measurements without their like in the other run.
     other_inputs
@@ -94,6 +108,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
     old_started: str
     new_started: str
+    old_disturbed: float
+    new_disturbed: float
     changes: tuple[Change, ...]
     environment: tuple[Differing, ...]
     options: tuple[Differing, ...]
@@ -117,6 +133,7 @@ class _Measured(msgspec.Struct, frozen=True):
     """One measurement of one run, whichever table it is in."""
 
     samples_ns: tuple[int, ...]
+    unit: str
     items: int
     inputs: str
     implementation: str
@@ -160,6 +177,8 @@ def compare_runs(old: Benchmark, new: Benchmark) -> Comparison:
     return Comparison(
         old.started,
         new.started,
+        _disturbed(old),
+        _disturbed(new),
         tuple(_change(key, before[key], after[key]) for key in common if key not in other),
         tuple(_differing(_facts(old.environment), _facts(new.environment))),
         tuple(_differing(old.options, new.options)),
@@ -170,22 +189,37 @@ def compare_runs(old: Benchmark, new: Benchmark) -> Comparison:
     )
 
 
+def _disturbed(run: Benchmark) -> float:
+    timed: list[CellResult | SweepPoint] = [*run.cells, *run.sweep]
+    return sum(one.disturbed for one in timed) / max(1, sum(len(one.samples_ns) for one in timed))
+
+
 def _measured(run: Benchmark) -> dict[Key, _Measured]:
     """Everything timed; of the limits those of the first pattern, as the tables have them."""
     found = {
         Key(cell.pattern, cell.kernel, cell.backing, cell.workers): _Measured(
-            cell.samples_ns, cell.items, cell.title, cell.implementation, cell.huge_fraction
+            cell.samples_ns,
+            f"ns per {cell.unit}",
+            cell.items,
+            cell.title,
+            cell.implementation,
+            cell.huge_fraction,
         )
         for cell in run.cells
     }
     for limit in run.limits:
         if limit.pattern == run.limits[0].pattern:
             found[Key(LIMIT, limit.kind, limit.backing, limit.workers)] = _Measured(
-                limit.samples_ns, 1, f"{limit.array_bytes} bytes", limit.implementation
+                limit.samples_ns,
+                "ms",
+                _NS_PER_MS,
+                f"{limit.array_bytes} bytes",
+                limit.implementation,
             )
     for point in run.sweep:
-        found[Key(SWEEP, f"{point.array_bytes} bytes", point.backing, 1)] = _Measured(
+        found[Key(SWEEP, binary(point.array_bytes), point.backing, 1)] = _Measured(
             point.samples_ns,
+            "ns per gather",
             point.gathers,
             f"{point.gathers} gathers",
             point.implementation,
@@ -204,6 +238,7 @@ def _change(key: Key, old: _Measured, new: _Measured) -> Change:
         verdict = "faster" if found.ratio > 1 else "slower"
     return Change(
         key,
+        new.unit,
         Spread.of([sample / old.items for sample in old.samples_ns]),
         Spread.of([sample / new.items for sample in new.samples_ns]),
         found.ratio,
@@ -218,10 +253,10 @@ def _change(key: Key, old: _Measured, new: _Measured) -> Change:
 def _remarks(old: _Measured, new: _Measured) -> Iterator[str]:
     if old.implementation != new.implementation:
         yield f"code {old.implementation}, now {new.implementation}"
-    if old.huge_fraction is not None and new.huge_fraction is not None:
-        before, after = (round(100 * share) for share in (old.huge_fraction, new.huge_fraction))
-        if before != after:
-            yield f"{before} % huge, now {after} %"
+    before, after = old.huge_fraction, new.huge_fraction
+    # The heap's share is a little different every time; what counts is who gets the credit.
+    if before is not None and after is not None and (before < HUGE_ENOUGH) != (after < HUGE_ENOUGH):
+        yield f"{percentage(100 * before)} % huge, now {percentage(100 * after)} %"
 
 
 def _facts(environment: Environment) -> dict[str, Difference]:

@@ -35,8 +35,8 @@ def _tell(
     comparison: Comparison, old: str, new: str, show: Show, say: Callable[[str], None]
 ) -> None:
     title = (
-        f"Times of one run over another's, ns per item (± half the interquartile range); "
-        f"old: {old}, {comparison.old_started}; new: {new}, {comparison.new_started}"
+        f"Times in ns per gather or stored entry, of a limit in ms (± half the interquartile "
+        f"range); old: {old}, {comparison.old_started}; new: {new}, {comparison.new_started}"
     )
     if comparison.changes:
         say(title)
@@ -67,6 +67,11 @@ def verdict_lines(comparison: Comparison) -> list[str]:
     ):
         if keys:
             lines.append(f"{text}: {_named(keys)}.")
+    if comparison.old_disturbed or comparison.new_disturbed:
+        lines.append(
+            "Rounds timed while other processes used the workers' CPUs: old "
+            f"{_share(comparison.old_disturbed)}, new {_share(comparison.new_disturbed)}."
+        )
     if not comparison.environment:
         lines.append("Machine and versions: the same.")
     for text, differences in (
@@ -84,8 +89,8 @@ def _row(change: Change) -> list[str]:
         key.what,
         key.backing,
         str(key.workers),
-        _spread(change.old_ns),
-        _spread(change.new_ns),
+        _spread(change.old),
+        _spread(change.new),
         f"{change.ratio:.2f}x",
         f"{change.low:.2f}-{change.high:.2f}",
         change.verdict,
@@ -95,6 +100,10 @@ def _row(change: Change) -> list[str]:
 def _spread(spread: Spread) -> str:
     """A median and half the distance of its quartiles."""
     return f"{number(spread.median)} ±{number(spread.iqr / 2)}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else "under 1 %"
 
 
 def _named(keys: Sequence[Key]) -> str:

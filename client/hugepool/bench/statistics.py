@@ -12,6 +12,7 @@ Two runs have no rounds in common: they are compared by all pairs of a round of 
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -173,6 +174,7 @@ def unpaired_speedup(old: Sequence[float], new: Sequence[float]) -> Speedup:
     return Speedup(ratio, low, high, min(len(old), len(new)), significant)
 
 
+@functools.cache
 def run_interval_rank(old: int, new: int) -> int | None:
     """How many pairs to leave out at each end for an interval of the ratio; None if too few.
 

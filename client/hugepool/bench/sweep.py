@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,7 +94,7 @@ def _by_halving(sizes: Sequence[int]) -> list[int]:
     found = [0, len(sizes) - 1]
     while len(found) < len(sizes):
         ordered = sorted(found)
-        gap, low = max((high - low, -low) for low, high in zip(ordered, ordered[1:], strict=False))
+        gap, low = max((high - low, -low) for low, high in itertools.pairwise(ordered))
         found.append(-low + gap // 2)
     return [sizes[place] for place in found]
 

@@ -189,6 +189,21 @@ def percentage(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+def limit_ns(cell: CellResult) -> float | None:
+    """Time per item that the machine's limit would allow, or None where there is no fair one."""
+    if cell.percent_of_limit is None:
+        return None
+    return cell.per_item_ns.minimum * cell.percent_of_limit / 100
+
+
+def binary(nbytes: int) -> str:
+    """Bytes in the units that pages and caches come in, such as ``8 MiB``."""
+    value, unit = float(nbytes), 0
+    while value >= 1024 and unit < 4:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.3g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
 def limit_table(limits: Sequence[LimitResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one for each backing and number of workers, from the first pattern."""
     header = ["backing", "w", "copy GB/s", "triad GB/s", "ns per random line"]

@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from hugepool.bench.html import render_page
-from hugepool.bench.plot import limit_ns, write_plot
+from hugepool.bench.plot import write_plot
 from hugepool.bench.reproduce import STORY, ArticleRow, doubts
 from hugepool.bench.results import Benchmark, Missing, missing_rung
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
 from hugepool.bench.table import (
     WIDTH,
+    limit_ns,
     number,
     plain_table,
     print_benchmark,
