@@ -29,7 +29,8 @@ RUN_CONFIDENCE = 0.99
 """Least coverage of the interval between two runs: a comparison asks of many cells at once, and
 nobody is to be sent after what chance has marked. Five rounds of each reach 0.992."""
 
-_EXACT_PAIRS = 2500
+# Additions to count the arrangements of two samples; 60 rounds of each are within it.
+_MOST_COUNTING = 250_000
 
 RULE = (
     "A speed-up is the median of the rounds' paired ratios; the range is its sign-test interval "
@@ -170,8 +171,10 @@ def unpaired_speedup(old: Sequence[float], new: Sequence[float]) -> Speedup:
     ratio = statistics.median(ratios)
     noise = max(Spread.of([math.log(sample) for sample in samples]).iqr for samples in (old, new))
     one_sided = low > 1.0 or high < 1.0
-    significant = rank is not None and one_sided and abs(math.log(ratio)) > noise
-    return Speedup(ratio, low, high, min(len(old), len(new)), significant)
+    rounds = min(len(old), len(new))
+    enough = rank is not None and rounds >= MIN_ROUNDS
+    significant = enough and one_sided and abs(math.log(ratio)) > noise
+    return Speedup(ratio, low, high, rounds, significant)
 
 
 @functools.cache
@@ -180,11 +183,12 @@ def run_interval_rank(old: int, new: int) -> int | None:
 
     The k-th smallest and k-th largest of the pairs enclose the shift between two samples with
     probability ``1 - 2 * P(U < k)`` of Mann and Whitney's U. Its distribution is counted, and
-    for more than 2500 pairs is taken as normal.
+    of more than 60 rounds each it is taken as normal.
     """
+    old, new = sorted((old, new))
     pairs = old * new
     tail = (1 - RUN_CONFIDENCE) / 2
-    if pairs > _EXACT_PAIRS:
+    if old * pairs > _MOST_COUNTING:
         deviation = math.sqrt(pairs * (old + new + 1) / 12)
         below = pairs / 2 - 0.5 + statistics.NormalDist().inv_cdf(tail) * deviation
         return math.floor(below) if below >= 0 else None
