@@ -80,14 +80,13 @@ def check_backing(name: str, choices: tuple[str, ...]) -> None:
         raise InvalidSpecError(f"unknown backing {name!r}", needed="one of " + " ".join(choices))
 
 
-def check_alone(context: click.Context, name: str, beside: tuple[str, ...]) -> None:
-    """Refuse every option but `beside` next to the option `name`."""
+def check_alone(context: click.Context, option: str, beside: tuple[str, ...]) -> None:
+    """Refuse every option but `beside` next to `option`; both as on the command line."""
     for parameter in context.command.params:
-        if parameter.name in (name, *beside) or parameter.name is None:
-            continue
-        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
-            allowed = " and ".join(f"--{word}" for word in beside)
-            raise UsageError(f"--{name} goes with {allowed} only, not with {parameter.opts[0]}")
+        named = parameter.opts[0]
+        source = context.get_parameter_source(parameter.name or "")
+        if source is ParameterSource.COMMANDLINE and named not in (option, *beside):
+            raise UsageError(f"{option} goes with {' and '.join(beside)} only, not with {named}")
 
 
 def check_outputs(paths: Mapping[str, str | None]) -> None:

@@ -107,7 +107,7 @@ def bench_command(
     from hugepool.bench.reproduce import REPEATS
 
     if compare is not None:
-        check_alone(context, "compare", ("json",))
+        check_alone(context, "--compare", ("--json",))
         _compare(*compare, as_json)
         return
     check_outputs({"--output": output, "--plot": plot, "--html": html})
