@@ -62,7 +62,10 @@ def _panels(benchmark: Benchmark) -> Iterator[tuple[str, Draw]]:
         yield "random gather by one worker from arrays of growing size", sweep.draw
     roofline = roofline_picture(benchmark)
     if roofline is not None:
-        yield "roofline of the CSR products (filled: hugepool's kernel)", roofline.draw
+        yield (
+            "roofline of the CSR products (filled: hugepool's; dashed: a random line an entry)",
+            roofline.draw,
+        )
 
 
 def _draw(axis: Any, cells: Sequence[CellResult]) -> None:
