@@ -45,7 +45,7 @@ def write_plot(benchmark: Benchmark, path: str) -> None:
         _legend(figure, benchmark)
         figure.suptitle(
             f"hugepool bench: {environment.cpu}, Linux {environment.kernel_release}, "
-            f"{benchmark.started}",
+            f"load {environment.load_average}, {benchmark.started}",
             fontsize=10,
         )
         kind = "svg" if path.lower().endswith(".svg") else "png"
