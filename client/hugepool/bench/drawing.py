@@ -178,3 +178,11 @@ def with_spread(axis: Any, x: Sequence[float], spreads: Sequence[Any], backing: 
         elinewidth=0.8,
         capsize=2,
     )
+
+
+def with_grid(axis: Any, which: str = "y") -> None:
+    """Grid lines behind everything, and short ticks at them."""
+    axis.grid(axis=which)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=3)
+    axis.minorticks_off()

@@ -11,11 +11,11 @@ from hugepool.bench import headline
 from hugepool.bench.drawing import COLOURS
 from hugepool.bench.pictures import (
     Picture,
-    roofline_picture,
     sweep_picture,
     throughput_picture,
 )
 from hugepool.bench.results import HUGE_ENOUGH, Benchmark, CellResult, SweepPoint, tlb_note
+from hugepool.bench.roofline import roofline_picture
 from hugepool.bench.table import (
     COLUMNS,
     binary,

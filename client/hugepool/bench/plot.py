@@ -9,8 +9,9 @@ from typing import Any
 
 from hugepool.bench.drawing import COLOURS, INK, Draw, import_matplotlib, styled
 from hugepool.bench.options import BACKINGS
-from hugepool.bench.pictures import roofline_picture, sweep_picture
+from hugepool.bench.pictures import sweep_picture
 from hugepool.bench.results import Benchmark, CellResult
+from hugepool.bench.roofline import roofline_picture
 from hugepool.bench.table import limit_ns
 
 _COLUMNS = 2

@@ -18,11 +18,11 @@ from hugepool.bench.html import render_page
 from hugepool.bench.pictures import (
     Picture,
     reach_text,
-    roofline_picture,
     sweep_picture,
     throughput_picture,
 )
 from hugepool.bench.results import Benchmark
+from hugepool.bench.roofline import roofline_picture
 from hugepool.bench.table import binary, cell_row, number
 from hugepool.bench.tlb import Stlb
 from hugepool_common.units import MIB
