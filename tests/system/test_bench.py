@@ -209,7 +209,7 @@ TINY = ("--size", "80kB", "--gathers", "1e4", "--repeats", "1", "--pattern", "ra
 def test_a_full_device_is_told_and_the_table_is_not_lost() -> None:
     done = bench(*TINY, "--workers", "1", "--output", "/dev/full")
     assert done.returncode == 1
-    assert done.stderr == "Error: cannot write /dev/full: No space left on device\n"
+    assert done.stderr == "hugepool: cannot write /dev/full: No space left on device\n"
     assert "random gather of 10,000" in done.stdout
 
 

@@ -26,7 +26,7 @@ from hugepool.bench.arguments import (
     seconds,
     shown_options,
 )
-from hugepool_common.errors import InvalidSpecError
+from hugepool_common.errors import HugepoolError, InvalidSpecError
 from hugepool_common.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _write(
     else:
         print_article(found, terminal())
     if failures:
-        raise click.ClickException("; ".join(failures))
+        raise HugepoolError("; ".join(failures))
 
 
 def _write_json(found: Article | Benchmark, path: str) -> None:
