@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from contest import Entry, Missing, Ratio, Scaling
+from hugepool.bench.drawing import import_matplotlib
 from hugepool.bench.environment import read_environment
-from hugepool.bench.plot import import_matplotlib
 from hugepool.bench.results import Environment
 from hugepool.bench.statistics import RULE, Speedup, Spread
 from hugepool_common.errors import MissingExtraError

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hugepool.bench.results import Benchmark, CellResult, Environment, LimitResult, Missing
+from hugepool.bench.results import (
+    Benchmark,
+    CellResult,
+    Environment,
+    LimitResult,
+    Missing,
+    SweepPoint,
+)
 from hugepool.bench.statistics import RULE, Speedup, Spread, paired_speedup
+from hugepool.bench.tlb import Stlb
 
 TITLE = "random gather of 1,000 from 4,000 float64"
 
@@ -45,6 +53,20 @@ def cell(
     return CellResult(**(facts | changes))  # type: ignore[arg-type]
 
 
+def point(
+    array_bytes: int,
+    backing: str = "shm-4k",
+    samples_ns: Sequence[int] = (3_000, 3_100, 3_200, 3_300, 3_400),
+) -> SweepPoint:
+    """A thousand gathers from an array of some size."""
+    huge = 0 if backing == "shm-4k" else array_bytes
+    spread = Spread.of([sample / 1_000 for sample in samples_ns])
+    return SweepPoint(
+        array_bytes, backing, "numba", 1_000, tuple(samples_ns), 0, spread, array_bytes, huge,
+        "bit for bit",
+    )  # fmt: skip
+
+
 def benchmark(*cells: CellResult) -> Benchmark:
     """A run of these cells, or of one backing that is twice as fast as 4 KiB pages."""
     slow = [200_000, 203_000, 201_000, 204_000, 202_000]
@@ -66,6 +88,7 @@ def benchmark(*cells: CellResult) -> Benchmark:
     environment = Environment(
         "6.18", "A CPU & more", 2, 32 << 20, 1 << 34, 1 << 33, "madvise", "never",
         {"2M": "64 available of 64"}, "", 0.5, {"python": "3.11.7", "numpy": "2.4.6"},
+        Stlb({"4K": 2048, "2M": 2048}, "CPUID of <this> processor"),
     )  # fmt: skip
     return Benchmark(
         ("hugepool", "bench", "--output", "a b.json"),

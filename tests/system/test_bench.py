@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -111,6 +112,71 @@ def test_the_table_and_the_files(tmp_path: Path) -> None:
     assert Benchmark.from_json(files["json"].read_bytes()).cells
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert files["html"].read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_the_sweep_spans_the_range_and_is_in_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page, file = tmp_path / "run.html", tmp_path / "run.json"
+    done = bench(
+        "--size", "1MB", "--gathers", "1e4", "--repeats", "2", "--pattern", "random",
+        "--backing", "shm-4k", "--backing", "heap", "--kernel", "hugepool", "--workers", "1",
+        "--sweep", "0.001", "--html", str(page), "--output", str(file),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    run = Benchmark.from_json(file.read_bytes())
+    assert {point.backing for point in run.sweep} == {"shm-4k", "heap"}
+    # No time at all, so only what is always measured: the two ends.
+    assert {point.array_bytes for point in run.sweep} == {256 << 10, 1_000_000}
+    assert {point.agreement for point in run.sweep} == {"bit for bit"}
+    assert all(len(point.samples_ns) == 2 for point in run.sweep)
+    assert all(point.huge_bytes == 0 for point in run.sweep if point.backing == "shm-4k")
+    assert any("the sweep ended after" in note for note in run.notes)
+    assert "the sweep ended after" in " ".join(done.stdout.split())
+    assert "Nanoseconds per random gather against the size" in page.read_text(encoding="utf-8")
+
+
+def test_two_files_are_compared_and_differences_are_no_failure(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    words = ("--workers", "1", "--kernel", "hugepool", "--repeats", "5")
+    run = told(*TINY, *words)
+    old.write_bytes(run.to_json())
+    cells = tuple(
+        msgspec.structs.replace(cell, samples_ns=tuple(99 * one for one in cell.samples_ns))
+        for cell in run.cells
+    )
+    new.write_bytes(msgspec.structs.replace(run, cells=cells).to_json())
+    done = bench("--compare", str(old), str(new))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "differ beyond the noise of both runs: 0 faster, 1 slower." in done.stdout
+    assert "Machine and versions: the same." in done.stdout
+    as_json = bench("--compare", str(old), str(new), "--json")
+    assert (as_json.returncode, as_json.stderr) == (0, "")
+    changes = json.loads(as_json.stdout)["changes"]
+    assert [one["verdict"] for one in changes if one["key"]["pattern"] == "random"] == ["slower"]
+    assert {one["verdict"] for one in changes if one["key"]["pattern"] == "limit"} == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 7}', "layout 7, and this hugepool reads 1"),
+        ('{"format": 1, "cells"', "truncated"),
+        ("", "truncated"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_compared_is_one_line(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "run.json"
+    if text is not None:
+        path.write_text(text)
+    done = bench("--compare", str(path), str(path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert str(path) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_articles_rows() -> None:
@@ -253,6 +319,13 @@ def test_matrices_that_are_not_measured(tmp_path: Path, data: npt.NDArray[Any], 
         (("--repeats", "0"), "repeats"),
         (("--plot", "/no/such/directory/a.png"), "/no/such/directory is no directory"),
         (("--reproduce", "--pattern", "random"), "--reproduce"),
+        (("--reproduce", "--sweep", "5"), "--reproduce"),
+        (("--sweep", "0"), "seconds, as 30"),
+        (("--sweep", "soon"), "'soon'"),
+        (("--sweep", "1e5"), "3600 seconds"),
+        (("--compare", "a.json"), "--compare"),
+        (("--compare", "a.json", "b.json", "--size", "8MB"), "not with --size"),
+        (("--compare", "a.json", "b.json", "--quick"), "not with --quick"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(words: tuple[str, ...], said: str) -> None:

@@ -8,6 +8,7 @@ import platform
 from importlib import metadata
 
 from hugepool.bench.results import Environment
+from hugepool.bench.tlb import read_stlb
 from hugepool.kernels.base import last_level_cache_bytes
 from hugepool_common.pages import read_host
 from hugepool_common.units import page_size_name
@@ -36,6 +37,7 @@ def read_environment() -> Environment:
         container=host.container,
         load_average=round(os.getloadavg()[0], 2),
         versions={"python": platform.python_version()} | _versions(),
+        stlb=read_stlb(),
     )
 
 

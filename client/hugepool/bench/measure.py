@@ -6,7 +6,10 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from hugepool.array import SharedObject
+import numpy as np
+
+from hugepool.array import SharedArray, SharedObject
+from hugepool.bench.cases import Reference
 from hugepool.bench.operands import Placement
 from hugepool.pool import Pool
 from hugepool.timings import JobTimings
@@ -155,6 +158,11 @@ class Cell:
                 return sample
         return self.settled(pool)
 
+    def least_huge(self) -> tuple[int, int]:
+        """Huge and mapped bytes of the round with the smallest share."""
+        worst = min(self.samples, key=lambda one: one.huge_bytes / max(1, one.mapped_bytes))
+        return worst.huge_bytes, worst.mapped_bytes
+
     def __str__(self) -> str:
         return (
             f"{self.kernel} ({self.implementation}) on {self.placement.label}, "
@@ -167,6 +175,23 @@ def warm_up(pool: Pool, cells: Sequence[Cell], progress: Progress) -> None:
     for cell in cells:
         cell.settled(pool)
         progress(f"warm-up: {cell}")
+
+
+def verify(pool: Pool, cell: Cell, reference: Reference, where: str) -> None:
+    """Compare a cell's result with the reference, before anything of it is timed.
+
+    Raises
+    ------
+    JobFailedError
+        The result is wrong; says where first.
+    """
+    out = cell.operands["out"]
+    assert isinstance(out, SharedArray)
+    np.copyto(out.array, reference.wrong_everywhere())
+    # x[idx] drops its result when it is timed, and heap results are the workers' own.
+    storing = "fancy-store" if cell.implementation == "fancy" else ""
+    cell.run(pool, implementation=storing, shared=("out",))
+    cell.agreement = reference.check(out.array, where)
 
 
 def measure(pool: Pool, cells: Sequence[Cell], rounds: int, progress: Progress) -> None:

@@ -34,6 +34,7 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
 MAX_DEFAULT_WORKERS = 4
 MIN_BYTES = 4 * KIB
 """Least x: with less, a run times its own start."""
+MAX_SWEEP_S = 3600
 _MAX_SEED = (1 << 63) - 1
 
 
@@ -62,6 +63,8 @@ class BenchOptions:
         Measured rounds.
     seed
         Of everything random, 0 to 2**63 - 1.
+    sweep_s
+        Seconds for gathers over growing arrays; 0 for none.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class BenchOptions:
     matrix: str | None = None
     repeats: int = 5
     seed: int = 1
+    sweep_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.nbytes < MIN_BYTES:
@@ -91,6 +95,12 @@ class BenchOptions:
         for what, count in (("gathers", self.gathers), ("repeats", self.repeats)):
             if count < 1:
                 raise InvalidSpecError(f"{what} must be at least 1", had=str(count))
+        if not 0 <= self.sweep_s <= MAX_SWEEP_S:
+            raise InvalidSpecError(
+                "a sweep takes a limited time",
+                needed=f"up to {MAX_SWEEP_S} seconds",
+                had=f"{self.sweep_s:g}",
+            )
         _check_names("backing", self.backings, BACKINGS)
         _check_names("pattern", self.patterns, PATTERNS)
         _check_names("kernel", self.kernels, tuple(KERNELS))

@@ -1,82 +1,72 @@
-"""A PNG: time per item on every backing, with its spread and the machine's limit."""
+"""One picture of a whole run: times with their spread and the machine's limits, and the curves."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from hugepool.bench.drawing import COLOURS, INK, Draw, import_matplotlib, styled
 from hugepool.bench.options import BACKINGS
+from hugepool.bench.pictures import sweep_picture
 from hugepool.bench.results import Benchmark, CellResult
-from hugepool_common.errors import MissingExtraError
+from hugepool.bench.roofline import roofline_picture
+from hugepool.bench.table import limit_ns
 
-# Okabe and Ito's palette, which keeps its differences for colour-blind readers.
-COLOURS = dict(
-    zip(BACKINGS, ("#999999", "#d55e00", "#e69f00", "#009e73", "#0072b2", "#cc79a7"), strict=True)
-)
 _COLUMNS = 2
 _DPI = 120
 
 
-def import_matplotlib() -> Any:
-    """Matplotlib's figure class with a canvas that needs no display.
-
-    Raises
-    ------
-    MissingExtraError
-        Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError(
-            "a plot needs Matplotlib", remedy='pip install "hugepool[plot]"'
-        ) from None
-
-    def new_figure(**options: Any) -> Figure:
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)
-        return figure
-
-    return new_figure
-
-
 def write_plot(benchmark: Benchmark, path: str) -> None:
-    """Draw one panel a pattern and save it as PNG, whatever the ending of `path`.
+    """Draw a panel a pattern, the sweep and the roofline where the run has them.
+
+    Saved as SVG if `path` ends so, else as PNG, whatever the ending.
 
     Raises
     ------
     MissingExtraError
         Matplotlib is not installed.
     """
-    panels = [
-        list(group) for _, group in itertools.groupby(benchmark.cells, lambda cell: cell.pattern)
-    ]
+    new_figure = import_matplotlib()
+    panels = list(_panels(benchmark))
     lines = -(-len(panels) // _COLUMNS)
     columns = min(_COLUMNS, len(panels))
-    figure = import_matplotlib()(figsize=(6.4 * columns, 3.4 * lines + 0.9), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
-    for axis, cells in itertools.zip_longest(axes, panels):
-        if cells is None:
-            axis.set_axis_off()
-        else:
-            _draw(axis, cells)
-    _legend(figure, benchmark)
     environment = benchmark.environment
-    figure.suptitle(
-        f"hugepool bench: {environment.cpu}, Linux {environment.kernel_release}, "
-        f"{benchmark.started}",
-        fontsize=10,
-    )
-    figure.savefig(path, format="png", dpi=_DPI)
+    with styled():
+        figure = new_figure(figsize=(6.2 * columns, 3.3 * lines + 0.9), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).flat
+        for axis, panel in itertools.zip_longest(axes, panels):
+            if panel is None:
+                axis.set_axis_off()
+                continue
+            title, draw = panel
+            draw(axis)
+            axis.set_title(title, fontsize=9.5)
+        _legend(figure, benchmark)
+        figure.suptitle(
+            f"hugepool bench: {environment.cpu}, Linux {environment.kernel_release}, "
+            f"load {environment.load_average}, {benchmark.started}",
+            fontsize=10,
+        )
+        kind = "svg" if path.lower().endswith(".svg") else "png"
+        figure.savefig(path, format=kind, dpi=_DPI)
 
 
-def limit_ns(cell: CellResult) -> float | None:
-    """Time per item that the machine's limit would allow, or None where there is no fair one."""
-    if cell.percent_of_limit is None:
-        return None
-    return cell.per_item_ns.minimum * cell.percent_of_limit / 100
+def _panels(benchmark: Benchmark) -> Iterator[tuple[str, Draw]]:
+    """Title and drawing of each part of the figure."""
+    for _, group in itertools.groupby(benchmark.cells, lambda cell: cell.pattern):
+        cells = list(group)
+        yield cells[0].title, partial(_draw, cells=cells)
+    sweep = sweep_picture(benchmark)
+    if sweep is not None:
+        yield "random gather by one worker from arrays of growing size", sweep.draw
+    roofline = roofline_picture(benchmark)
+    if roofline is not None:
+        yield (
+            "roofline of the CSR products (filled: hugepool's; dashed: a random line an entry)",
+            roofline.draw,
+        )
 
 
 def _draw(axis: Any, cells: Sequence[CellResult]) -> None:
@@ -89,12 +79,10 @@ def _draw(axis: Any, cells: Sequence[CellResult]) -> None:
         spread = cell.per_item_ns
         below, above = spread.median - spread.minimum, spread.upper_quartile - spread.median
         axis.bar(place, spread.median, 0.92 * width, color=COLOURS[cell.backing])
-        axis.errorbar(
-            place, spread.median, [[below], [above]], color="black", capsize=2, linewidth=0.8
-        )
+        axis.errorbar(place, spread.median, [[below], [above]], color=INK, capsize=2, linewidth=0.8)
         limit = limit_ns(cell)
         if limit is not None:
-            axis.hlines(limit, place - width / 2, place + width / 2, color="black", linewidth=2)
+            axis.hlines(limit, place - width / 2, place + width / 2, color=INK, linewidth=2)
     axis.set_xticks(
         range(len(groups)),
         [f"{kernel}\n{workers} worker{'s' * (workers > 1)}" for kernel, workers in groups],
@@ -103,8 +91,7 @@ def _draw(axis: Any, cells: Sequence[CellResult]) -> None:
     axis.set_ylabel(f"ns per {cells[0].unit}")
     axis.set_title(cells[0].title, fontsize=9)
     axis.set_ylim(bottom=0)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.3)
+    axis.grid(axis="y")
     axis.set_axisbelow(True)
 
 
@@ -116,7 +103,7 @@ def _legend(figure: Any, benchmark: Benchmark) -> None:
     entries: list[Any] = [
         Patch(color=COLOURS[name], label=name) for name in BACKINGS if name in measured
     ]
-    entries.append(Line2D([], [], color="black", linewidth=0.8, label="minimum to upper quartile"))
+    entries.append(Line2D([], [], color=INK, linewidth=0.8, label="minimum to upper quartile"))
     if any(limit_ns(cell) is not None for cell in benchmark.cells):
-        entries.append(Line2D([], [], color="black", linewidth=2, label="limit of this machine"))
+        entries.append(Line2D([], [], color=INK, linewidth=2, label="limit of this machine"))
     figure.legend(handles=entries, loc="outside lower center", ncols=8, fontsize=8, frameon=False)

@@ -18,7 +18,7 @@ from hugepool import kernels
 from hugepool.array import SharedArray
 from hugepool.bench.cases import Reference
 from hugepool.bench.environment import read_environment
-from hugepool.bench.measure import Cell, Progress, measure, warm_up
+from hugepool.bench.measure import Cell, Progress, measure, verify, warm_up
 from hugepool.bench.operands import Placement, drop
 from hugepool.bench.patterns import make_indices, strided
 from hugepool.bench.results import FORMAT, HUGE_ENOUGH, Environment, Missing, missing_rung
@@ -142,7 +142,7 @@ def reproduce(
         rows += _stride_rows(maker, x, huge)
         cells = [row.cell for row in rows]
         for row in rows:
-            _verify(pool, row)
+            _check(pool, row)
         warm_up(pool, cells, progress)
         measure(pool, cells, repeats, progress)
         proofs = [_proof(pool, row) for row in rows]
@@ -274,17 +274,11 @@ class _ArticleCell(Cell):
         }
 
 
-def _verify(pool: Pool, row: _Row) -> None:
-    cell = row.cell
-    x, idx, out = (cell.operands[role] for role in ("x", "idx", "out"))
+def _check(pool: Pool, row: _Row) -> None:
+    x, idx = (row.cell.operands[role] for role in ("x", "idx"))
     assert isinstance(x, SharedArray)
     assert isinstance(idx, SharedArray)
-    assert isinstance(out, SharedArray)
-    reference = Reference(x.array[idx.array], None, "NumPy's x[idx]")
-    np.copyto(out.array, reference.wrong_everywhere())
-    storing = "fancy-store" if cell.implementation == "fancy" else ""
-    cell.run(pool, implementation=storing, shared=("out",))
-    cell.agreement = reference.check(out.array, row.label)
+    verify(pool, row.cell, Reference(x.array[idx.array], None, "NumPy's x[idx]"), row.label)
 
 
 def _proof(pool: Pool, row: _Row) -> float:

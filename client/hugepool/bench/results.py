@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import msgspec
 
 from hugepool.bench.statistics import Speedup, Spread
+from hugepool.bench.tlb import Stlb
 from hugepool_common.errors import HugepoolError
+
+OptionValue: TypeAlias = str | int | float | list[str | int] | None
+"""What the JSON has for a choice of the run."""
 
 FORMAT = 1
 """Number of the JSON layout; another number is another layout."""
@@ -111,6 +117,36 @@ class LimitResult(msgspec.Struct, frozen=True):
     ns_per_line: float | None
 
 
+class SweepPoint(msgspec.Struct, frozen=True):
+    """Random gathers by one worker from an x of some size, all operands on one backing.
+
+    Parameters
+    ----------
+    array_bytes
+        Of x.
+    gathers
+        Of one run.
+    samples_ns, disturbed, per_item_ns, mapped_bytes, huge_bytes, agreement
+        As :class:`CellResult` has them.
+    """
+
+    array_bytes: int
+    backing: str
+    implementation: str
+    gathers: int
+    samples_ns: tuple[int, ...]
+    disturbed: int
+    per_item_ns: Spread
+    mapped_bytes: int
+    huge_bytes: int
+    agreement: str
+
+    @property
+    def huge_fraction(self) -> float:
+        """Share of the mapped bytes that huge pages map."""
+        return self.huge_bytes / self.mapped_bytes if self.mapped_bytes else 0.0
+
+
 class Missing(msgspec.Struct, frozen=True):
     """A backing that was not measured, and what would change that."""
 
@@ -157,20 +193,32 @@ class Environment(msgspec.Struct, frozen=True):
     container: str
     load_average: float
     versions: dict[str, str]
+    stlb: Stlb = Stlb()
 
 
 class Benchmark(msgspec.Struct, frozen=True):
-    """One whole run."""
+    """One whole run.
+
+    Parameters
+    ----------
+    sweep
+        Random gathers over growing arrays; empty unless asked for.
+    peak_gflops
+        1e9 operations per second of one CPU in a dense float64 product, or None if no sparse
+        product was measured.
+    """
 
     command: tuple[str, ...]
     started: str
     environment: Environment
-    options: dict[str, str | int | list[str | int] | None]
+    options: dict[str, OptionValue]
     cells: tuple[CellResult, ...]
     limits: tuple[LimitResult, ...]
     missing: tuple[Missing, ...]
     notes: tuple[str, ...]
     rule: str
+    sweep: tuple[SweepPoint, ...] = ()
+    peak_gflops: float | None = None
     format: int = FORMAT
 
     def to_json(self) -> bytes:
@@ -183,10 +231,19 @@ class Benchmark(msgspec.Struct, frozen=True):
 
         Raises
         ------
-        msgspec.ValidationError
-            Another layout.
+        msgspec.DecodeError
+            No JSON, or (:class:`msgspec.ValidationError`) another layout.
         """
+        number = msgspec.json.decode(text, type=_Numbered).format
+        if number != FORMAT:
+            raise msgspec.ValidationError(f"layout {number}, and this hugepool reads {FORMAT}")
         return msgspec.json.decode(text, type=cls)
+
+
+class _Numbered(msgspec.Struct):
+    """As much as is needed to know whether the rest can be read."""
+
+    format: int
 
 
 def tlb_note(cells: tuple[CellResult, ...]) -> str:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
-import numpy as np
 
 from hugepool import kernels
 from hugepool.array import SharedArray
 from hugepool.bench import limits, memory
-from hugepool.bench.cases import Case, Reference, build_case, matrix_case, reference_of
+from hugepool.bench.cases import Case, build_case, matrix_case, reference_of
 from hugepool.bench.matrices import CsrMatrix
-from hugepool.bench.measure import LIMIT, Cell, Progress, measure, warm_up
+from hugepool.bench.measure import LIMIT, Cell, Progress, measure, verify, warm_up
 from hugepool.bench.operands import OperandSet, Placement, drop, make_x, placement
 from hugepool.bench.options import (
     BASELINE,
@@ -30,9 +29,11 @@ from hugepool.bench.results import (
     CellResult,
     LimitResult,
     Missing,
+    SweepPoint,
     missing_rung,
 )
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
+from hugepool.bench.sweep import run_sweep, sweep_segments
 from hugepool.pool import Pool
 from hugepool_common.errors import HugepoolError, NotEnoughMemoryError, NotEnoughPagesError
 from hugepool_common.pages import read_host
@@ -43,7 +44,7 @@ class Suite:
 
     Attributes
     ----------
-    cells, limits, missing, notes
+    cells, limits, sweep, missing, notes
         What was found so far.
     """
 
@@ -58,6 +59,7 @@ class Suite:
         self._kept_x: dict[tuple[str, int], SharedArray] = {}
         self.cells: list[CellResult] = []
         self.limits: list[LimitResult] = []
+        self.sweep: list[SweepPoint] = []
         self.missing: list[Missing] = []
         self.notes: list[str] = []
         self._refusals: list[NotEnoughPagesError | NotEnoughMemoryError] = []
@@ -84,7 +86,15 @@ class Suite:
                 self._run_case(self._case(pattern), backings)
         finally:
             self._drop_x(lambda key: True)
+        if self._options.sweep_s and self.cells:
+            self._run_sweep()
         self._note_disturbance()
+
+    def _run_sweep(self) -> None:
+        measured = {cell.backing for cell in self.cells}
+        backings = [name for name in self._backings if name in measured]
+        self.sweep, notes = run_sweep(self._pool, self._options, backings, self._progress)
+        self.notes += notes
 
     def nothing_measured(self) -> HugepoolError:
         """The error of a run without a result, with every reason."""
@@ -106,6 +116,8 @@ class Suite:
     def _what_fits(self) -> tuple[str, ...]:
         options = self._options
         sums = [sum(self._segments(pattern)) for pattern in self._patterns()]
+        if options.sweep_s:
+            sums.append(sum(sweep_segments(options)))
         host = read_host()
         pools = {pool.page_size: pool.available_bytes for pool in host.pools}
         shm = next((mount for mount in host.tmpfs_mounts if mount.path == "/dev/shm"), None)
@@ -174,10 +186,11 @@ class Suite:
             self.notes.append("SciPy is not installed: products are checked against NumPy's sums")
 
     def _note_disturbance(self) -> None:
-        disturbed = sum(cell.disturbed for cell in self.cells)
+        timed: list[CellResult | SweepPoint] = [*self.cells, *self.sweep]
+        disturbed = sum(one.disturbed for one in timed)
         if disturbed:
             self.notes.append(
-                f"{disturbed} of {sum(len(cell.samples_ns) for cell in self.cells)} samples were "
+                f"{disturbed} of {sum(len(one.samples_ns) for one in timed)} samples were "
                 "taken while other processes used the workers' CPUs, after three tries each"
             )
 
@@ -202,7 +215,7 @@ class Suite:
             warm_up(self._pool, cells, self._progress)
             for cell in cells:
                 if cell.name != LIMIT:
-                    self._check(case, cell, reference)
+                    verify(self._pool, cell, reference, f"{case.pattern}: {cell}")
             measure(self._pool, cells, self._options.repeats, self._progress)
             self._conclude(case, cells)
 
@@ -263,16 +276,6 @@ class Suite:
             made += limits.limit_cells(case, place, sets[place.rung], self._options.workers)
         return made
 
-    def _check(self, case: Case, cell: Cell, reference: Reference) -> None:
-        """Compare the cell's result with the reference, before anything of it is timed."""
-        out = cell.operands["out"]
-        assert isinstance(out, SharedArray)
-        np.copyto(out.array, reference.wrong_everywhere())
-        # x[idx] drops its result when it is timed, and heap results are the workers' own.
-        storing = "fancy-store" if cell.implementation == "fancy" else ""
-        cell.run(self._pool, implementation=storing, shared=("out",))
-        cell.agreement = reference.check(out.array, f"{case.pattern}: {cell}")
-
     # Conclusions ------------------------------------------------------------------
 
     def _conclude(self, case: Case, cells: Sequence[Cell]) -> None:
@@ -311,22 +314,16 @@ def implementations(options: BenchOptions, case: Case) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def least_huge(cell: Cell) -> tuple[int, int]:
-    """Huge and mapped bytes of the round with the smallest share."""
-    worst = min(cell.samples, key=lambda sample: sample.huge_bytes / max(1, sample.mapped_bytes))
-    return worst.huge_bytes, worst.mapped_bytes
-
-
 def speedup_of(cell: Cell, baseline: Cell | None) -> Speedup:
     """Speed-up over the same kernel on 4 KiB shared memory, or why none is claimed."""
     if baseline is None:
         return Speedup.refusal(f"{BASELINE} was not measured")
     if cell is baseline:
         return Speedup.refusal("baseline")
-    huge, mapped = least_huge(baseline)
+    huge, mapped = baseline.least_huge()
     if huge > (1 - HUGE_ENOUGH) * mapped:
         return Speedup.refusal(f"{BASELINE} has huge pages")
-    huge, mapped = least_huge(cell)
+    huge, mapped = cell.least_huge()
     if cell.placement.view == "shared" and huge < HUGE_ENOUGH * mapped:
         return Speedup.refusal("not proved huge")
     return paired_speedup(
@@ -341,7 +338,7 @@ def cell_result(
     samples = tuple(sample.wall_ns for sample in cell.samples)
     median_ns = statistics.median(samples)
     percent, limit_note = limits.share_of_limit(case, min(samples), near)
-    huge, mapped = least_huge(cell)
+    huge, mapped = cell.least_huge()
     misses = [sample.tlb_misses for sample in cell.samples if sample.tlb_misses is not None]
     return CellResult(
         pattern=case.pattern,

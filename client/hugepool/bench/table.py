@@ -37,6 +37,8 @@ _LEFT = {"backing", "kernel", "speed-up over shm-4k", "row", "article"} | {
     "hugepool on",
     "against",
     "speed-up",
+    "range",
+    "change",
 }
 Row = Sequence[str]
 Show = Callable[[str, Sequence[str], Sequence[Row]], None]
@@ -50,12 +52,12 @@ def print_benchmark(benchmark: Benchmark, console: Console | None = None) -> Non
     console
         A rich console to draw on; None prints plain text.
     """
-    _print(console, lambda show, say: _benchmark(benchmark, show, say))
+    print_with(console, lambda show, say: _benchmark(benchmark, show, say))
 
 
 def print_article(article: Article, console: Console | None = None) -> None:
     """Print the comparison with the article."""
-    _print(console, lambda show, say: _article(article, show, say))
+    print_with(console, lambda show, say: _article(article, show, say))
 
 
 def plain_table(title: str, header: Sequence[str], rows: Sequence[Row]) -> str:
@@ -72,7 +74,10 @@ def plain_table(title: str, header: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _print(console: Console | None, tell: Callable[[Show, Callable[[str], None]], None]) -> None:
+def print_with(
+    console: Console | None, tell: Callable[[Show, Callable[[str], None]], None]
+) -> None:
+    """Call `tell` with what shows a table and what says a line, on `console` or as plain text."""
     if console is None:
         tell(lambda *table: print(plain_table(*table)), lambda text: print(wrapped(text)))
         return
@@ -182,6 +187,21 @@ def number(value: float) -> str:
 def percentage(value: float | None) -> str:
     """A whole percentage; a dash for none."""
     return "-" if value is None else f"{value:.0f}"
+
+
+def limit_ns(cell: CellResult) -> float | None:
+    """Time per item that the machine's limit would allow, or None where there is no fair one."""
+    if cell.percent_of_limit is None:
+        return None
+    return cell.per_item_ns.minimum * cell.percent_of_limit / 100
+
+
+def binary(nbytes: int) -> str:
+    """Bytes in the units that pages and caches come in, such as ``8 MiB``."""
+    value, unit = float(nbytes), 0
+    while value >= 1024 and unit < 4:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.3g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def limit_table(limits: Sequence[LimitResult]) -> tuple[list[str], list[list[str]]]:

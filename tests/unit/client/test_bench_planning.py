@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -35,6 +37,7 @@ from hugepool.bench.options import (
 )
 from hugepool.bench.results import LimitResult
 from hugepool.bench.suite import implementations, speedup_of
+from hugepool.bench.sweep import SMALLEST_BYTES, sweep_segments, sweep_sizes
 from hugepool.kernels import last_level_cache_bytes
 from hugepool.timings import JobTimings
 from hugepool_common.errors import (
@@ -404,3 +407,31 @@ def test_share_of_bandwidth_counts_whole_lines() -> None:
     copy = LimitResult("stride", "shm-4k", 1, "copy", "numba", 8, (1,), 8.0, None)
     assert case.moved_bytes == 1_000 * (64 + 8 + 8)
     assert share_of_limit(case, 20_000, [copy])[0] == pytest.approx(50.0)
+
+
+# The sweep ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, SMALLEST_BYTES, 1_000_000, 32_000_000, 256_000_000, 4 << 30])
+def test_a_sweep_begins_with_the_ends_and_halves_the_widest_gap(most: int) -> None:
+    sizes = sweep_sizes(most)
+    assert len(set(sizes)) == len(sizes)
+    assert min(sizes) == sizes[0] == SMALLEST_BYTES
+    assert all(size % 8 == 0 for size in sizes)
+    if most < 2 * SMALLEST_BYTES:
+        return
+    assert sizes[1] == max(sizes)
+    assert 0.75 * most < sizes[1] <= most
+    octaves = (max(sizes) // SMALLEST_BYTES).bit_length()
+    for count in range(2, octaves + 1):
+        places = sorted(math.log2(size) for size in sizes[:count])
+        gaps = [high - low for low, high in itertools.pairwise(places)]
+        assert max(gaps) <= 2 * math.log2(max(sizes) / SMALLEST_BYTES) / (count - 1) + 1
+
+
+def test_the_sweeps_memory_is_counted() -> None:
+    options = BenchOptions(nbytes=64_000_000, gathers=10_000_000)
+    x, idx, out, *rest = sweep_segments(options)
+    assert (x, idx, out) == (64_000_000, 8_000_000, 8_000_000)
+    assert sum(rest) < 100
+    assert sweep_segments(BenchOptions(nbytes=80_000))[0] == SMALLEST_BYTES

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
 import pytest
 from rich.console import Console
 
-from hugepool.bench.html import render_page
-from hugepool.bench.plot import limit_ns, write_plot
+from hugepool.bench.plot import write_plot
 from hugepool.bench.reproduce import STORY, ArticleRow, doubts
 from hugepool.bench.results import Benchmark, Missing, missing_rung
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
 from hugepool.bench.table import (
     WIDTH,
+    limit_ns,
     number,
     plain_table,
     print_benchmark,
@@ -122,60 +121,6 @@ def test_a_reason_is_said_once() -> None:
     assert str(Missing("heap", "full", pattern="zipf")) == "heap (zipf): full"
 
 
-class _Page(HTMLParser):
-    """Checks that tags nest, and keeps what they are and say."""
-
-    VOID = ("meta", "rect", "line", "br")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_the_page_is_well_formed_and_fetches_nothing() -> None:
-    source = render_page(benchmark())
-    page = _Page()
-    page.feed(source)
-    page.close()
-    assert page.open == []
-    assert {"svg", "table", "style", "h2"} <= set(page.seen)
-    assert not {"script", "link", "img", "iframe"} & set(page.seen)
-    assert not [value for name, value in page.attributes if name in ("src", "href")]
-    assert "http" not in source
-    assert "url(" not in source
-    assert "prefers-color-scheme: dark" in source
-    for piece in (TITLE, "A CPU & more", "<here>", "1.98x (1.94-2.01)", "'a b.json'", "a note"):
-        assert piece in page.text
-
-
-def test_the_page_explains_what_it_shows_and_no_more() -> None:
-    with_limit = render_page(benchmark())
-    assert with_limit.count('class="limit"') == 2
-    assert "thick mark" in with_limit
-    for word in ("w: worker processes", "cache: too small for a fair limit"):
-        assert word in with_limit
-    cached = render_page(benchmark(cell(percent_of_limit=None, limit_note="x fits the cache")))
-    assert 'class="limit"' not in cached
-    assert "thick mark" not in cached
-    assert "<td>cache</td>" in cached
-
-
 def article_row(label: str, samples: list[int], article: str, speedup: Speedup) -> ArticleRow:
     seconds = Spread.of([sample / 1e9 for sample in samples])
     return ArticleRow(
@@ -203,9 +148,10 @@ def test_the_limit_is_a_time_of_the_best_round() -> None:
     assert limit_ns(cell(percent_of_limit=None)) is None
 
 
-def test_the_plot_is_a_png(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "begins"), [("drawn", b"\x89PNG"), ("drawn.SVG", b"<?xml")])
+def test_the_plot_is_a_png_unless_it_is_named_svg(tmp_path: Path, name: str, begins: bytes) -> None:
     pytest.importorskip("matplotlib")
-    target = tmp_path / "drawn"
+    target = tmp_path / name
     run = benchmark(cell("shm-4k"), cell(), cell(pattern="zipf"), cell(pattern="stride"))
     write_plot(run, str(target))
-    assert target.read_bytes().startswith(b"\x89PNG")
+    assert target.read_bytes().startswith(begins)
