@@ -20,7 +20,7 @@ from typing import Literal, NoReturn, get_args
 
 import msgspec
 
-from hugepool_common.errors import InvalidSpecError
+from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError
 from hugepool_common.paths import RUNTIME_VARIABLE
 from hugepool_common.spec import HugePages, PageSize
 from hugepool_common.units import parse_bytes
@@ -179,6 +179,12 @@ def _read_file(path: str, required: bool) -> dict[str, object]:
         # A usual one that we may not read is not meant for us: somebody else's home, perhaps.
         if not required and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             return {}
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise NotEnoughMemoryError(
+                f"the configuration file cannot be opened: {error.strerror}",
+                where=path,
+                remedy="raise the number of file descriptors with: ulimit -n",
+            ) from None
         raise InvalidSpecError(
             f"the configuration file cannot be read: {error.strerror}", where=path
         ) from None

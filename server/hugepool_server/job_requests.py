@@ -16,6 +16,7 @@ from hugepool_common.messages import (
     MAX_PARTS,
     Failed,
     FewerWorkers,
+    JobProgress,
     Message,
     Operand,
     PartAccepted,
@@ -34,7 +35,7 @@ from hugepool_common.spec import MAX_EXTENT
 from hugepool_server.array_requests import check_writable
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
-from hugepool_server.parts import Assignment, Job, Part, clipped
+from hugepool_server.parts import Assignment, Job, Part, PartState, clipped
 from hugepool_server.state import State
 
 MAX_OPERANDS = 16
@@ -119,6 +120,9 @@ class JobRequests:
         if taken.job.done:
             self._state.jobs.finish(taken.job, failed=False)
             self._state.reply(taken.job.asker, taken.job.result(now_ns))
+        elif taken.job.progress:
+            done = sum(part.state is PartState.DONE for part in taken.job.parts)
+            self._state.reply(taken.job.asker, JobProgress(done, len(taken.job.parts)))
         return PartAccepted(stale=False)
 
     def part_failed(self, asker: Asker, request: PartFailed, now_ns: int) -> Message:
