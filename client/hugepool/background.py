@@ -105,8 +105,12 @@ class Background:
             with self._channel.making(call):
                 call.check()
                 result = function()
+        except TakenBack:
+            failure = TakenBack()  # not the one whose traceback holds the handles that it had
         except BaseException as error:
             failure = error
+        if isinstance(failure, TakenBack):
+            self._channel.flush()
         with self._lock:
             self._calls.discard(call)
         try:

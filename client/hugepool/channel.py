@@ -273,6 +273,15 @@ class Channel:
         """
         self._ledger.abandoned.append(message)
 
+    def flush(self) -> None:
+        """Send what was to be sent with the next request, if there is anybody to send it to."""
+        nested = self._place.enter()
+        try:
+            if not self._closed:
+                self._send_abandoned()
+        finally:
+            self._place.leave(nested)
+
     def next_notice(self, timeout_s: float | None, *, watch: Sequence[int] = ()) -> Notice | None:
         """Wait for a notice of no request: a worker's work.
 
