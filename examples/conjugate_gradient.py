@@ -18,12 +18,11 @@ import hugepool
 
 def system(edge):
     line = scipy.sparse.diags_array([1.0, 1.0, 1.0], offsets=[-1, 0, 1], shape=(edge, edge))
-    box = scipy.sparse.kron(scipy.sparse.kron(line, line), line)
-    return (27 * scipy.sparse.eye_array(edge**3) - box).tocsr()
+    cube = scipy.sparse.kron(scipy.sparse.kron(line, line), line)
+    return (27 * scipy.sparse.eye_array(edge**3) - cube).tocsr()
 
 
 def solve(step, direction, product, b, tolerance=1e-10):
-    """The solution, and the residual after each step, which sets product to A @ direction."""
     x, residual, square, history = np.zeros_like(b), b.copy(), b @ b, [1.0]
     direction[:] = b
     while history[-1] > tolerance:
@@ -46,14 +45,12 @@ def main():
         p, q = pool.create("cg-p", edge**3), pool.create("cg-q", edge**3)
         with pool.crew(workers=2) as crew:
             step = crew.prepare(plan, p, q)
-            began = time.perf_counter()
+            began = time.perf_counter()  # a step is product = A @ direction
             x, history = solve(step, p.array, q.array, b)
             took_ms = (time.perf_counter() - began) * 1e3
-            step.release()
         reference, _ = scipy.sparse.linalg.cg(A.as_scipy(), b, rtol=1e-10)
         np.testing.assert_allclose(x, reference, rtol=1e-6, atol=1e-9)
-        print(f"{A.shape[0]} unknowns, {A.nnz} entries, {took_ms:.1f} ms")
-        print("iteration  residual")
+        print(f"{A.shape[0]} unknowns, {A.nnz} entries, {took_ms:.1f} ms\niteration  residual")
         for iteration in range(0, len(history), max(1, len(history) // 5)):
             print(f"{iteration:<9}  {history[iteration]:.2e}")
         pool.destroy("cg-A")

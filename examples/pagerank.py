@@ -23,8 +23,8 @@ DAMPING, STEPS = 0.85, 50
 def scipy_ranks(links):
     rank = np.full(links.shape[0], 1 / links.shape[0])
     for _ in range(STEPS):
-        rank = links @ rank
-        rank += (1 - rank.sum()) / len(rank)
+        product = links @ rank
+        rank = product + (1 - product.sum()) / len(rank)
     return rank
 
 
@@ -33,21 +33,19 @@ def main():
         graph = pool.load("pagerank-graph", sys.argv[1] if sys.argv[1:] else GRAPH)
         links = graph.as_scipy()
         weights = DAMPING / np.repeat(np.diff(links.indptr), np.diff(links.indptr))
-        links = scipy.sparse.csr_array((weights, links.indices, links.indptr), shape=links.shape)
+        links = scipy.sparse.csr_array((weights, links.indices, links.indptr), links.shape)
         shared = pool.put("pagerank-links", links.T.tocsr())
         plan = pool.plan_matvec(shared, uses=STEPS, workers=2)
-        count = graph.shape[0]
-        rank, product = pool.create("pagerank", count), pool.create("pagerank-product", count)
+        rank = pool.create("pagerank", count := graph.shape[0])
+        product = pool.create("pagerank-product", count)
         rank.array[:] = 1 / count
         with pool.crew(workers=2) as crew:  # this process, and one worker
             step = crew.prepare(plan, rank, product)
             began = time.perf_counter()
             for _ in range(STEPS):
                 step()
-                lost = 1 - product.array.sum() / DAMPING  # of pages without links
-                rank.array[:] = product.array + (1 - DAMPING + DAMPING * lost) / count
+                rank.array[:] = product.array + (1 - product.array.sum()) / count
             took_us = (time.perf_counter() - began) / STEPS * 1e6
-            step.release()
         np.testing.assert_allclose(rank.array, scipy_ranks(shared.as_scipy()), rtol=1e-9)
         print(f"{count} nodes, {graph.nnz} links, {took_us:.0f} us a step, form {plan.choice}")
         print("node     rank")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hugepool.calls import Call
+from hugepool.calls import Call, TakenBack
 from hugepool.channel import Channel
 
 MOST_AT_ONCE = 32
