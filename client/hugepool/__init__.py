@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hugepool.array import SharedArray
     from hugepool.connection import connect
+    from hugepool.job import Job, JobCancelledError, JobProgress
     from hugepool.leased_file import VerifyReport
     from hugepool.matrix import SharedMatrix
     from hugepool.plan import SharedPlan
@@ -75,8 +76,11 @@ __all__ = [
     "IndexOutOfRangeError",
     "InvalidMatrixError",
     "InvalidSpecError",
+    "Job",
+    "JobCancelledError",
     "JobFailedError",
     "JobInterruptedError",
+    "JobProgress",
     "JobTimings",
     "MissingExtraError",
     "NoWorkersError",
@@ -107,6 +111,7 @@ __all__ = [
 _HOMES = {
     "hugepool.array": "SharedArray",
     "hugepool.connection": "connect",
+    "hugepool.job": "Job JobCancelledError JobProgress",
     "hugepool.leased_file": "VerifyReport",
     "hugepool.matrix": "SharedMatrix",
     "hugepool.plan": "SharedPlan",
@@ -117,7 +122,9 @@ _HOMES = {
     "hugepool.snapshot_index": "SavedObject",
     "hugepool.timings": "JobTimings",
     "hugepool_common._version": "__version__",
-    "hugepool_common.errors": " ".join(name for name in __all__ if name.endswith("Error")),
+    "hugepool_common.errors": " ".join(
+        name for name in __all__ if name.endswith("Error") and name != "JobCancelledError"
+    ),
     "hugepool_common.messages": "ArrayInfo Timing",
     "hugepool_common.spec": "ArraySpec Fall PageReport",
 }

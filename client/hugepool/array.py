@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hugepool import notebook
 from hugepool.channel import Channel
 from hugepool.lease import Lease
 from hugepool.timings import JobTimings
@@ -351,6 +352,14 @@ class SharedObject:
         return (
             f"<{type(self).__name__} {self.name!r} {self._shown()} "
             f"{format_bytes(self.nbytes)} {state}, {self._pages}>"
+        )
+
+    def _repr_html_(self) -> str:
+        state = "sealed" if self.sealed else "open"
+        if self._mapping is None:
+            state = "detached"
+        return notebook.table(
+            type(self).__name__, notebook.object_rows(self.spec, self._pages, state)
         )
 
     def _shown(self) -> str:

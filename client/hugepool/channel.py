@@ -6,21 +6,27 @@ arrays and sessions outlive that process, the caller waits for the next one, tak
 session up with it and asks again; elsewhere it is told. A channel belongs to the process
 that opened it: after ``fork`` the child's copy refuses to work, because two processes
 cannot share one session.
+
+Threads share a channel: each waits for the reply to its own request. One of them is *at the
+socket*, and alone uses the session and its books; what comes for others it notes and tells them of.
+Who has something to send wakes it, and takes its place.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from hugepool import reunion
+from hugepool.calls import Call, Present
 from hugepool.holdings import Claim
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
-from hugepool.session import Session, expected
+from hugepool.place import Place
+from hugepool.session import Session, check_descriptors, expected
 from hugepool.succession import Succession, too_late
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
@@ -36,13 +42,13 @@ from hugepool_common.messages import (
     Described,
     Detach,
     Detached,
-    FromCoordinator,
     Goodbye,
     Message,
     Notice,
     Publish,
     Published,
     Reply,
+    Stats,
     SubmitJob,
     Welcome,
 )
@@ -52,8 +58,10 @@ from hugepool_common.spec import Segment
 CANCEL_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 2.0
 
-_PROBE_MS = 30
-"""How often an absent coordinator is looked for."""
+_TAKEN_BACK_AT = (CreateArray, SubmitJob, Stats)
+"""Requests at which a call that was taken back ends: those that last, and those that go before.
+
+Never at what is asked to clean up."""
 
 _R = TypeVar("_R", bound=Message)
 
@@ -79,11 +87,17 @@ class Channel:
     def __init__(self, address: str, *, client: str = "python") -> None:
         self.address = address
         self._owner_pid = os.getpid()
-        self._lock = threading.RLock()
         patience_s = read_settings().reconnect_s
+        self._present = Present()
         self._ledger = Ledger()
         self._closed = False
-        self._session = Session(address, client, self._ledger.note)
+        check_descriptors(address)
+        self._place = Place()
+        try:
+            self._session = Session(address, client, self._ledger.note, self._place.wake_fd)
+        except BaseException:
+            self._place.close()
+            raise
         self._succession = Succession(self._session, self._ledger, patience_s)
 
     @property
@@ -110,6 +124,25 @@ class Channel:
     def welcome(self) -> Welcome:
         """What the coordinator of the moment, or the last one, said of itself."""
         return self._session.welcome
+
+    @property
+    def call(self) -> Call | None:
+        """What this thread does for another, if it does."""
+        return self._present.call
+
+    @contextmanager
+    def making(self, call: Call) -> Iterator[None]:
+        """What this thread asks for meanwhile belongs to a call that may be taken back."""
+        before, self._present.call = self._present.call, call
+        try:
+            yield
+        finally:
+            self._present.call = before
+
+    def take_back(self, call: Call) -> None:
+        """End a call that another thread makes, at the coordinator too. Does not wait for that."""
+        call.take_back()
+        self._place.wake()
 
     def request(
         self,
@@ -146,28 +179,39 @@ class Channel:
             The channel is closed, or this is a forked child.
         """
         self._check_process()  # before the lock, which a fork may have copied while it was held
-        with self._lock:
+        call = self._present.call
+        if call is not None and not isinstance(message, _TAKEN_BACK_AT):
+            call = None
+        deadline = _deadline(timeout_s)
+        place = self._place
+        nested = place.enter(call)
+        try:
             self._check_usable()
+            if call is not None:
+                call.check()
             correlation = self._session.next_number()
-            deadline = _deadline(timeout_s)
             try:
                 self._send_abandoned()
-                self._submit(correlation, message, deadline)
-                answer = self._wait(correlation, deadline, on_notice)
+                self._submit(correlation, message, deadline, call)
+                answer = self._wait(correlation, deadline, on_notice, nested, call)
                 if self._ledger.was_repeated(correlation):
                     answer = self._second_answer(message, answer)
             except (CoordinatorUnreachableError, RequestTimeoutError):
                 raise
             except BaseException:
-                self._give_up(correlation)
+                self._give_up(correlation, nested)
                 raise
             finally:
+                place.enter()
                 self._ledger.forget(correlation, ended=self._session.left)
+        finally:
+            place.leave(nested)
         return expected(message, answer, reply)
 
-    def _give_up(self, correlation: int) -> None:
+    def _give_up(self, correlation: int, nested: bool) -> None:
         """Take back a request whose outcome nobody will hold."""
-        if self._session.left:
+        self._place.enter()
+        if self._closed or self._session.left:
             return  # whom it was asked of has ended
         # From here on what it grants is given back, even if we are interrupted again.
         self._ledger.disown(correlation)
@@ -175,13 +219,14 @@ class Channel:
         deadline = _deadline(CANCEL_TIMEOUT_S)
         try:
             self._submit(cancel, Cancel(correlation), deadline)
-            answer = self._wait(cancel, deadline, None)
+            answer = self._wait(cancel, deadline, None, nested)
             # Replies come in order: what is not found now was answered before, or never sent.
             if isinstance(answer, Cancelled) and answer.found:
-                self._wait(correlation, deadline, None)
+                self._wait(correlation, deadline, None, nested)
         except (CoordinatorUnreachableError, RequestTimeoutError):
             pass
         finally:
+            self._place.enter()
             self._ledger.forget(cancel)
 
     def claim(self, lease: int) -> Claim:
@@ -216,12 +261,14 @@ class Channel:
     def post(self, message: Message) -> None:
         """Send a report whose reply nobody waits for; if the coordinator ended, to nobody."""
         self._check_process()
-        with self._lock:
+        nested = self._place.enter()
+        try:
             self._check_usable()
-            try:
-                self._session.send(self._session.next_number(), message)
-            except LinkEnded:
-                pass  # the next call that waits finds this out
+            self._session.send(self._session.next_number(), message)
+        except LinkEnded:
+            pass  # the next call that waits finds this out
+        finally:
+            self._place.leave(nested)
 
     def post_later(self, message: Message) -> None:
         """Send a message, whose reply nobody waits for, with the next request.
@@ -230,6 +277,15 @@ class Channel:
         channel: it must not send.
         """
         self._ledger.abandoned.append(message)
+
+    def flush(self) -> None:
+        """Send what was to be sent with the next request, if there is anybody to send it to."""
+        nested = self._place.enter()
+        try:
+            if not self._closed:
+                self._send_abandoned()
+        finally:
+            self._place.leave(nested)
 
     def next_notice(self, timeout_s: float | None, *, watch: Sequence[int] = ()) -> Notice | None:
         """Wait for a notice of no request: a worker's work.
@@ -253,11 +309,14 @@ class Channel:
             The coordinator ended, and none came in its place.
         """
         self._check_process()
-        with self._lock:
+        nested = self._place.enter()
+        try:
             self._check_usable()
             if not self._ledger.notices:
                 self._receive(_deadline(timeout_s), watch)
             return self._ledger.notices.popleft() if self._ledger.notices else None
+        finally:
+            self._place.leave(nested)
 
     def take_in(self) -> None:
         """Note what has arrived, without waiting.
@@ -268,10 +327,16 @@ class Channel:
             The coordinator ended, and none came in its place.
         """
         self._check_process()
-        with self._lock:
+        self._check_usable()
+        if self._place.taken_by_another:
+            return  # who takes in whatever arrives
+        nested = self._place.enter()
+        try:
             self._check_usable()
-            while self._receive(time.monotonic()) is not None:
+            while self._receive(time.monotonic()):
                 pass
+        finally:
+            self._place.leave(nested)
 
     def close(self, *, goodbye: bool = True) -> None:
         """End the session. The arrays that are attached stay mapped until let go."""
@@ -280,17 +345,38 @@ class Channel:
         if self.inherited:
             self._closed = True  # the parent's session is not ours to end
             return
-        if goodbye:
-            try:
-                with self._lock:
-                    correlation = self._session.next_number()
-                    deadline = _deadline(GOODBYE_TIMEOUT_S)
-                    self._submit(correlation, Goodbye(), deadline)
-                    self._wait(correlation, deadline, None)
-            except (CoordinatorUnreachableError, RequestTimeoutError):
-                pass
-        self._closed = True
-        self._session.close()
+        nested = self._place.enter()
+        try:
+            if self._closed:
+                return  # by another thread, just now
+            if goodbye:
+                self._say_goodbye(nested)
+                self._place.enter()
+            self._closed = True
+            self._session.close()
+            self._place.close()
+        finally:
+            self._place.leave(nested)
+
+    def _say_goodbye(self, nested: bool) -> None:
+        correlation = self._session.next_number()
+        deadline = _deadline(GOODBYE_TIMEOUT_S)
+        try:
+            self._submit(correlation, Goodbye(), deadline)
+            self._wait(correlation, deadline, None, nested)
+        except (CoordinatorUnreachableError, RequestTimeoutError):
+            pass
+
+    def check_usable(self) -> None:
+        """Refuse what nobody would answer.
+
+        Raises
+        ------
+        DetachedError
+            The channel is closed, or this is a forked child.
+        """
+        self._check_process()
+        self._check_usable()
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -305,11 +391,19 @@ class Channel:
 
     # Requests and replies -----------------------------------------------------
 
-    def _submit(self, correlation: int, message: Message, deadline: float | None) -> None:
+    def _submit(
+        self,
+        correlation: int,
+        message: Message,
+        deadline: float | None,
+        call: Call | None = None,
+    ) -> None:
         """Send a request that is to be answered, now or after a reunion."""
-        if isinstance(message, (CreateArray, SubmitJob)) and self._session.ended:
+        while isinstance(message, (CreateArray, SubmitJob)) and self._session.ended:
             # What was never sent cannot have been done: it must not be asked a second time.
-            self._succession.follow(deadline)
+            self._follow(deadline)
+            if call is not None:
+                call.check()
         message = self._ledger.begin(correlation, message)
         try:
             self._session.send(correlation, message)
@@ -329,33 +423,63 @@ class Channel:
         correlation: int,
         deadline: float | None,
         on_notice: Callable[[Message], None] | None,
+        nested: bool,
+        call: Call | None = None,
     ) -> Reply:
-        """The reply to a request; it stays noted until the request is forgotten."""
-        while (answer := self._ledger.reply(correlation)) is None:
+        """The reply to a request; it stays noted until the request is forgotten.
+
+        Another thread may be at the socket meanwhile, and when this ends.
+        """
+        ledger, place = self._ledger, self._place
+        while True:
+            seen = place.news
+            answer = ledger.reply(correlation)  # before the notices: none comes after it
+            if on_notice is not None and (told := ledger.take_told(correlation)):
+                place.leave(nested)  # it may take its time
+                for notice in told:
+                    on_notice(notice)
+            if answer is not None:
+                return answer
+            self._check_usable()
+            if call is not None:
+                call.check()
+            if deadline is not None and time.monotonic() > deadline:
+                raise too_late(self.address)
+            if not place.come(nested, seen, deadline):
+                continue
             try:
-                received = self._session.receive(deadline)
+                self._take_in_one(deadline)
             except LinkEnded:
-                settled = reunion.settled_by_end(self._ledger.request(correlation))
+                settled = reunion.settled_by_end(ledger.request(correlation))
                 if settled is not None:
                     return settled
-                self._succession.follow(deadline)
-                continue
-            if received is None:
-                raise too_late(self.address)
-            number, message = received
-            if number == correlation and isinstance(message, Notice) and on_notice is not None:
-                on_notice(message)
-        return answer
+                self._follow(deadline)
 
-    def _receive(
-        self, deadline: float | None, watch: Sequence[int] = ()
-    ) -> tuple[int, FromCoordinator] | None:
-        """Wait for a message; None if the time or a watched descriptor is up, or at a reunion."""
+    def _take_in_one(self, deadline: float | None, watch: Sequence[int] = ()) -> bool:
+        """Wait for a message, and note it; False if none came before something else did."""
+        ready = self._session.wait(deadline, watch)
+        self._place.was_woken(ready)
+        if self._session.take(ready) is None:
+            return False
+        self._place.tell()
+        return True
+
+    def _receive(self, deadline: float | None, watch: Sequence[int] = ()) -> bool:
+        """Wait for a message; False if the time or a watched descriptor is up, or at a reunion."""
         try:
-            return self._session.receive(deadline, watch)
+            return self._take_in_one(deadline, watch)
         except LinkEnded:
-            self._succession.follow(deadline, watch)
-            return None
+            self._follow(deadline, watch)
+            return False
+
+    def _follow(self, deadline: float | None, watch: Sequence[int] = ()) -> None:
+        """Go on with the next coordinator, unless this thread is to look around before."""
+        try:
+            # Who watches something is a worker, which has no terminal to itself.
+            self._succession.follow(deadline, (*watch, self._place.wake_fd), silent=bool(watch))
+        finally:
+            self._place.was_woken()
+            self._place.tell()
 
     def _second_answer(self, request: Message, answer: Reply) -> Reply:
         """The answer to a request that was asked of two coordinators."""

@@ -11,9 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from hugepool import kernels
 from hugepool.array import SharedObject
+from hugepool.calls import Call
 from hugepool.channel import Channel
 from hugepool.children import start_worker, stop_processes
 from hugepool.progress import Waiting
@@ -27,6 +29,7 @@ from hugepool_common.messages import (
     Counted,
     FewerWorkers,
     JobDone,
+    JobProgress,
     Message,
     Operand,
     Stats,
@@ -57,6 +60,23 @@ class _Reliance(threading.local):
     wanted: int | None = None
 
 
+class _Told:
+    """Counts the parts of one job for the call that the job is a step of."""
+
+    def __init__(self, call: Call, parts: int) -> None:
+        self._call = call
+        self._before = call.parts_done
+        self._parts = parts
+        call.parts += parts
+
+    def __call__(self, notice: Message) -> None:
+        if isinstance(notice, JobProgress):
+            self._call.parts_done = self._before + notice.done
+
+    def all_done(self) -> None:
+        self._call.parts_done = self._before + self._parts
+
+
 class JobRunner:
     """Submits jobs, and starts the workers that they lack.
 
@@ -72,6 +92,7 @@ class JobRunner:
         self._known: _Known | None = None
         self._reunions = channel.reunions
         self._reliance = _Reliance()
+        self._starting = threading.RLock()
 
     def run(
         self,
@@ -121,17 +142,29 @@ class JobRunner:
         # job: so it is counted on what was told, and the coordinator checks that.
         workers, self._reliance.count = min(self._reliance.count, len(bounds) - 1), 0
         once = kernels.adds_in_place(kernel, operands)
-        job = SubmitJob(kernel, described, bounds, implementation, workers=workers, once=once)
+        call = self._channel.call
+        job = SubmitJob(
+            kernel,
+            described,
+            bounds,
+            implementation,
+            workers=workers,
+            once=once,
+            progress=call is not None,
+        )
+        told = None if call is None else _Told(call, len(bounds) - 1)
         with Waiting(f"running {kernel} in {len(bounds) - 1} part(s)"):
-            answer = self._answer(job)
+            answer = self._answer(job, told)
             if isinstance(answer, FewerWorkers):
                 self._known = None
                 self.worker_count(self._reliance.wanted)
                 self._reliance.count = 0
-                job = SubmitJob(kernel, described, bounds, implementation, once=once)
-                answer = self._channel.request(job, Message)
+                job = replace(job, workers=0)
+                answer = self._channel.request(job, Message, on_notice=told)
         if not isinstance(answer, JobDone):
             raise ProtocolError(f"unexpected reply {type(answer).__name__} to a job")
+        if told is not None:
+            told.all_done()
         return JobTimings.of(answer)
 
     def worker_count(self, wanted: int | None) -> int:
@@ -153,11 +186,12 @@ class JobRunner:
                 "workers must be an int", needed=f"1 to {MAX_PARTS}", had=repr(wanted)
             )
         self._reliance.count, self._reliance.wanted = 0, wanted
-        registered = self._registered()
-        if wanted is None:
-            wanted = min(registered or len(os.sched_getaffinity(0)), MAX_PARTS)
-        if registered < wanted:
-            self.start(wanted - registered)
+        with self._starting:  # two threads that lack the same worker start it once
+            registered = self._registered()
+            if wanted is None:
+                wanted = min(registered or len(os.sched_getaffinity(0)), MAX_PARTS)
+            if registered < wanted:
+                self.start(wanted - registered)
         self._reliance.count = wanted
         return wanted
 
@@ -176,12 +210,12 @@ class JobRunner:
         NoWorkersError
             One ended, or took longer than two minutes to start.
         """
-        self._children[:] = [child for child in self._children if child.poll() is None]
-        wanted = self._registered() + count
-        for number in range(count):
-            pinned = () if not cpus else (cpus[number % len(cpus)],)
-            self._children.append(start_worker(self._channel.address, cpus=pinned))
-        with Waiting(f"starting {count} worker(s)"):
+        with self._starting, Waiting(f"starting {count} worker(s)"):
+            self._children[:] = [child for child in self._children if child.poll() is None]
+            wanted = self._registered() + count
+            for number in range(count):
+                pinned = () if not cpus else (cpus[number % len(cpus)],)
+                self._children.append(start_worker(self._channel.address, cpus=pinned))
             self._wait_registered(wanted, self._children[-count:])
 
     def stop(self) -> None:
@@ -209,20 +243,25 @@ class JobRunner:
                 )
             time.sleep(_POLL_S)
 
-    def _answer(self, job: SubmitJob) -> Message:
+    def _answer(self, job: SubmitJob, told: _Told | None) -> Message:
         try:
-            return self._channel.request(job, Message)
+            return self._channel.request(job, Message, on_notice=told)
         except NoWorkersError:
             if self._reunions == self._channel.reunions:
                 raise
         self.await_return()
-        return self._channel.request(job, Message)
+        return self._channel.request(job, Message, on_notice=told)
 
     def await_return(self) -> None:
         """After a restart of the coordinator, let the workers that there were come back first."""
         self._channel.take_in()
+        if self._reunions != self._channel.reunions:
+            with self._starting:
+                self._await_return()
+
+    def _await_return(self) -> None:
         if self._reunions == self._channel.reunions:
-            return
+            return  # another thread has waited
         self._reunions = self._channel.reunions
         before = 1 if self._known is None else self._known.count
         before = max(before, sum(child.poll() is None for child in self._children))

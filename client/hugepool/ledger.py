@@ -53,6 +53,7 @@ class Ledger:
         self.workers_changes = 0
         self._requests: dict[int, Message] = {}
         self._replies: dict[int, Reply] = {}
+        self._told: dict[int, list[Notice]] = {}
         self._repeated: set[int] = set()
         self._unwanted: set[int] = set()
         self._uncertain: set[str] = set()
@@ -67,6 +68,10 @@ class Ledger:
     def reply(self, number: int) -> Reply | None:
         """The reply to a request, if it has come. It stays until the request is forgotten."""
         return self._replies.get(number)
+
+    def take_told(self, number: int) -> list[Notice]:
+        """The notices that came for a request since this was asked last."""
+        return self._told.pop(number, [])
 
     def request(self, number: int) -> Message:
         """A request that is not forgotten."""
@@ -84,6 +89,7 @@ class Ledger:
         """Expect no reply any more; `ended` says that the coordinator ended before it came."""
         request = self._requests.pop(number, None)
         answer = self._replies.pop(number, None)
+        self._told.pop(number, None)
         self._repeated.discard(number)
         if isinstance(request, CreateArray):
             if answer is not None:
@@ -103,6 +109,8 @@ class Ledger:
             self.stopping = self.stopping or isinstance(message, CoordinatorStopping)
             if number == 0:
                 self.notices.append(message)
+            elif number in self._requests:
+                self._told.setdefault(number, []).append(message)
         elif number in self._requests:
             self.holdings.note(self._requests[number], message)
             self._replies[number] = message

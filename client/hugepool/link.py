@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import zmq
 
@@ -23,6 +24,10 @@ was received and not yet read: the last words of a coordinator that stops."""
 
 
 _LAST_WORDS_MS = 1000
+
+
+Ready: TypeAlias = dict["zmq.Socket[bytes] | int", int]
+"""What a wait found: sockets and descriptors with what they are ready for."""
 
 
 class LinkEnded(Exception):
@@ -42,6 +47,8 @@ class Link:
         Who does.
     on_message
         Called with each message that comes, its correlation id first. Must not wait.
+    wake_fd
+        A descriptor that ends every wait when it becomes readable; -1 for none.
 
     Raises
     ------
@@ -55,9 +62,11 @@ class Link:
         address: str,
         listener: Listener,
         on_message: Callable[[int, FromCoordinator], None],
+        wake_fd: int = -1,
     ) -> None:
         self._address = address
         self._on_message = on_message
+        self._wake: tuple[int, ...] = () if wake_fd < 0 else (wake_fd,)
         self._coordinator_fd = listener.watch(address)
         try:
             self._connect(context)
@@ -114,8 +123,10 @@ class Link:
                 return
             except zmq.Again:
                 pass
-            poller = self._poller_of(())
-            poller.modify(self._socket, zmq.POLLOUT)
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLOUT)
+            for sign in self._signs:
+                poller.register(sign, zmq.POLLIN)
             if self._socket not in dict(poller.poll()):
                 raise LinkEnded
 
@@ -129,9 +140,25 @@ class Link:
         LinkEnded
             There is nobody any more, nor anything unread.
         """
+        return self.take(self.wait(deadline, watch))
+
+    def wait(self, deadline: float | None, watch: Sequence[int] = ()) -> Ready:
+        """Wait until :meth:`take` has something to take in, or the time is up; take nothing in.
+
+        Meanwhile no other thread may use the link.
+        """
         poller = self._poller_of(watch) if watch else self._poller
         left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
-        ready = dict(poller.poll(left_ms))
+        return dict(poller.poll(left_ms))
+
+    def take(self, ready: Ready) -> tuple[int, FromCoordinator] | None:
+        """One message, if :meth:`wait` found that there is one.
+
+        Raises
+        ------
+        LinkEnded
+            There is nobody any more, nor anything unread.
+        """
         if self._socket not in ready:
             if not any(sign in ready for sign in self._signs):
                 return None
@@ -147,6 +174,6 @@ class Link:
 
     def _poller_of(self, watch: Sequence[int]) -> zmq.Poller:
         poller = zmq.Poller()
-        for source in (self._socket, *self._signs, *watch):
+        for source in (self._socket, *self._signs, *self._wake, *watch):
             poller.register(source, zmq.POLLIN)
         return poller

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, Unpack
+from typing import ParamSpec, Self, TypeVar, Unpack
 
+from hugepool import notebook
+from hugepool.background import Background
 from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
 from hugepool.crew import PATIENCE_S, Crew, checked_size
 from hugepool.crew_cpus import usable_cpus
+from hugepool.job import Job
 from hugepool.jobs import JobRunner
 from hugepool.leased_file import VerifyReport, verify
 from hugepool.planning import Planning
@@ -31,6 +35,10 @@ from hugepool_common.messages import (
     TimingReported,
 )
 from hugepool_common.spec import HugePages, PageSize, check_label
+from hugepool_common.units import format_bytes
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Pool(Planning):
@@ -50,8 +58,7 @@ class Pool(Planning):
 
     Notes
     -----
-    One request is under way at a time: threads that share a pool wait for each
-    other. A forked child must call :func:`hugepool.connect` for itself.
+    Threads may share a pool. A forked child must call :func:`hugepool.connect` for itself.
     """
 
     def __init__(
@@ -63,14 +70,21 @@ class Pool(Planning):
         page_size: PageSize = "auto",
     ) -> None:
         super().__init__(channel, huge_pages, page_size)
+        self._owner_pid = os.getpid()
+        self._background = Background(channel)
         self._finalizer = weakref.finalize(
-            self, _end, os.getpid(), channel, self._jobs, coordinator
+            self, _end, os.getpid(), channel, self._background, self._jobs, coordinator
         )
 
     @property
     def address(self) -> str:
         """Where other processes connect to the same arrays."""
         return self._channel.address
+
+    @property
+    def background(self) -> Background:
+        """The threads that make the calls of jobs, and of :mod:`hugepool.aio`."""
+        return self._background
 
     @property
     def closed(self) -> bool:
@@ -80,7 +94,8 @@ class Pool(Planning):
     def close(self) -> None:
         """End the session, the workers it started, and its private coordinator if it has one.
 
-        What is mapped stays mapped; unsealed arrays of this session are destroyed.
+        What is mapped stays mapped; unsealed arrays of this session are destroyed, and jobs
+        that are not done are cancelled.
         """
         self._finalizer()
 
@@ -97,6 +112,53 @@ class Pool(Planning):
 
     def __repr__(self) -> str:
         return f"<Pool {self.address}{' closed' if self.closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {"address": self.address}
+        if self.closed or os.getpid() != self._owner_pid:
+            return notebook.table("Pool", rows | {"state": "closed"})
+        counted = self.stats()
+        huge = 100 * counted.huge_bytes / counted.length if counted.length else 0.0
+        rows["arrays"] = f"{counted.arrays}, {format_bytes(counted.nbytes)}"
+        rows["pages"] = f"{format_bytes(counted.length)}, {huge:.4g} % huge"
+        rows["workers"] = len(counted.workers)
+        rows["jobs running"] = counted.jobs_running
+        return notebook.table("Pool", rows)
+
+    def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Job[_T]:
+        """Begin a call of this pool, and return at once with a job to wait for.
+
+        Parameters
+        ----------
+        call
+            A method of this pool, or of a plan or handle of it: ``pool.gather``, ``plan.run``.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        Job
+            A :class:`concurrent.futures.Future` of what the call returns.
+
+        Raises
+        ------
+        DetachedError
+            The pool is closed, or this is a forked child. Everything that the call itself
+            raises, the job's ``result()`` does.
+
+        Examples
+        --------
+        >>> job = pool.submit(pool.matvec, A, x, workers=2)  # doctest: +SKIP
+        >>> job.progress(), job.done()  # doctest: +SKIP
+        >>> y = job.result()  # doctest: +SKIP
+
+        Notes
+        -----
+        The call is made in a thread of its own. Several may be under way at once; the
+        coordinator gives workers to the oldest job first.
+        """
+        name = getattr(call, "__name__", type(call).__name__)
+        return Job(self._background, name, functools.partial(call, *args, **kwargs))
 
     def stats(self) -> Counted:
         """Totals, workers and the newest timings of the coordinator."""
@@ -282,11 +344,16 @@ class Pool(Planning):
 
 
 def _end(
-    owner_pid: int, channel: Channel, jobs: JobRunner, coordinator: EmbeddedCoordinator | None
+    owner_pid: int,
+    channel: Channel,
+    background: Background,
+    jobs: JobRunner,
+    coordinator: EmbeddedCoordinator | None,
 ) -> None:
     """Close everything of a pool; in a forked child nothing of it is ours to end."""
     if os.getpid() != owner_pid:
         return
+    background.stop()
     jobs.stop()
     channel.close()
     if coordinator is not None:

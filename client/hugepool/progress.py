@@ -1,6 +1,7 @@
 """What a person at a terminal sees while a call takes longer than a second.
 
-Nothing is shown, started or imported unless stderr is a terminal.
+Nothing is shown, started or imported unless stderr is a terminal, nor for other threads than
+the main one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ class Waiting:
                 self._shown.update(self._task, completed=done_bytes, total=total_bytes)
 
     def __enter__(self) -> Waiting:
-        if sys.stderr is not None and sys.stderr.isatty():
+        # A call in another thread runs behind what the main thread shows or asks.
+        if (
+            sys.stderr is not None
+            and threading.current_thread() is threading.main_thread()
+            and sys.stderr.isatty()
+        ):
             self._timer = threading.Timer(DELAY_S, self._show)
             self._timer.daemon = True
             self._timer.start()

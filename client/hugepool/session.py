@@ -11,7 +11,7 @@ from typing import TypeVar
 import zmq
 
 from hugepool.holdings import Holdings
-from hugepool.link import Link, LinkEnded
+from hugepool.link import Link, LinkEnded, Ready
 from hugepool.listener import START_REMEDY, Listener, probe
 from hugepool.liveness import Token
 from hugepool_common._version import __version__
@@ -40,7 +40,7 @@ from hugepool_common.messages import (
 HELLO_TIMEOUT_S = 10.0
 
 _DESCRIPTORS = 16
-"""A context, a socket, its monitor, a pidfd, a token, and some to spare."""
+"""A context, a socket, its monitor, a pidfd, a token, an event, and some to spare."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -56,6 +56,8 @@ class Session:
         What this client calls itself.
     on_message
         As :class:`~hugepool.link.Link` takes it.
+    wake_fd
+        The same.
 
     Attributes
     ----------
@@ -79,15 +81,20 @@ class Session:
     welcome: Welcome
 
     def __init__(
-        self, address: str, client: str, on_message: Callable[[int, FromCoordinator], None]
+        self,
+        address: str,
+        client: str,
+        on_message: Callable[[int, FromCoordinator], None],
+        wake_fd: int = -1,
     ) -> None:
         self.address = address
+        self._wake_fd = wake_fd
         self._client = client
         self._on_message = on_message
         self._numbers = itertools.count(1)
         self._link: Link | None = None
         self._token: Token | None = None
-        _check_descriptors(address)
+        check_descriptors(address)
         listener = probe(address)
         self.coordinator_uid = listener.uid
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -138,7 +145,7 @@ class Session:
                 where=self.address,
                 remedy="call hugepool.connect() again if you trust it",
             )
-        _check_descriptors(self.address)
+        check_descriptors(self.address)
         self.leave()
         instance = self.welcome.instance
         self._join(listener)
@@ -148,7 +155,7 @@ class Session:
             holdings.lose(self._exchange(page, Resumed).gone)
 
     def _join(self, listener: Listener) -> None:
-        self._link = Link(self._context, self.address, listener, self._on_message)
+        self._link = Link(self._context, self.address, listener, self._on_message, self._wake_fd)
         former = self._token
         welcome = self._exchange(
             Hello(self._client, __version__, former.name if former else ""), Welcome
@@ -213,6 +220,16 @@ class Session:
             raise LinkEnded
         return self._link.receive(deadline, watch)
 
+    def wait(self, deadline: float | None, watch: Sequence[int] = ()) -> Ready:
+        """As :meth:`hugepool.link.Link.wait`; without a link there is nothing to wait for."""
+        return {} if self._link is None else self._link.wait(deadline, watch)
+
+    def take(self, ready: Ready) -> tuple[int, FromCoordinator] | None:
+        """As :meth:`hugepool.link.Link.take`."""
+        if self._link is None:
+            raise LinkEnded
+        return self._link.take(ready)
+
     def leave(self) -> None:
         """Close the link to a coordinator that ended; the token stays locked."""
         if self._link is not None:
@@ -228,7 +245,7 @@ class Session:
             self._token = None
 
 
-def _check_descriptors(address: str) -> None:
+def check_descriptors(address: str) -> None:
     """See that there are descriptors left: ZeroMQ ends the process where it finds none."""
     taken: list[int] = []
     try:

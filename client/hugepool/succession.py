@@ -45,10 +45,21 @@ class Succession:
         self._patience_s = patience_s
         self._absence: Absence | None = None
 
-    def follow(self, deadline: float | None, watch: Sequence[int] = ()) -> None:
+    def follow(
+        self, deadline: float | None, watch: Sequence[int] = (), *, silent: bool = False
+    ) -> None:
         """Wait for the coordinator that follows the one that ended, and go on with it.
 
         Returns without having done so if a watched descriptor is readable.
+
+        Parameters
+        ----------
+        deadline
+            Of the clock ``time.monotonic``.
+        watch
+            Descriptors.
+        silent
+            Whether nobody at a terminal is to be told.
 
         Raises
         ------
@@ -68,7 +79,7 @@ class Succession:
         for fd in watch:
             watcher.register(fd, select.POLLIN)
         shown = Waiting("the coordinator ended; waiting for the next one")
-        with nullcontext() if watch else shown:  # a worker has no terminal to itself
+        with nullcontext() if silent else shown:
             while not (durable and self._taken_up()):
                 if self._absence.over:
                     raise CoordinatorUnreachableError(

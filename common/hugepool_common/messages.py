@@ -11,8 +11,8 @@ The number travels in the field ``m``. Numbers are never used again once retired
 Reserved for later: 15 CrewReady, 17 Heartbeat, 18 SetQuota. A reply whose request's
 number + 100 was taken has the next free one; 24 stays unused, for 124 is taken.
 
-A notice that belongs to a request (CreateProgress) carries the request's
-correlation id; the others carry 0. Times are CLOCK_MONOTONIC nanoseconds, which
+A notice that belongs to a request (CreateProgress, JobProgress) carries the
+request's correlation id; the others carry 0. Times are CLOCK_MONOTONIC nanoseconds, which
 all processes of one machine share.
 """
 
@@ -298,6 +298,8 @@ class SubmitJob(Message, frozen=True, tag=12):
     """Lasts until its submitter ends it: no number of workers that die at a part fails it."""
     once: bool = False
     """Adds to what is there, so no part may be run again: a worker's death at one fails it."""
+    progress: bool = False
+    """Told of by JobProgress whenever a part is done, but for the last one."""
 
 
 class PartDone(Message, frozen=True, tag=13):
@@ -581,6 +583,13 @@ class CreateProgress(Message, frozen=True, tag=201):
     total_bytes: int
 
 
+class JobProgress(Message, frozen=True, tag=206):
+    """How far a job under way is."""
+
+    done: int
+    parts: int
+
+
 class RunPart(Message, frozen=True, tag=202):
     """Do one part of a job."""
 
@@ -658,5 +667,5 @@ Reply = (
     | Resumed
     | JobsListed
 )
-Notice = CreateProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
+Notice = CreateProgress | JobProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
 FromCoordinator = Reply | Notice

@@ -12,7 +12,7 @@ import zmq
 
 from hugepool_common import wire
 from hugepool_common.errors import HugepoolError, NotPermittedError, ProtocolError
-from hugepool_common.messages import CreateProgress, Failed, Message
+from hugepool_common.messages import CreateProgress, Failed, JobProgress, Message
 from hugepool_server.events import RequestReceived
 from hugepool_server.records import Identity
 
@@ -127,7 +127,8 @@ class Endpoint:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             # Progress that is not read may be lost.
-            return isinstance(message, CreateProgress) and error.errno == zmq.EAGAIN
+            told = isinstance(message, CreateProgress | JobProgress)
+            return told and error.errno == zmq.EAGAIN
         return True
 
     def refuse(self, peer: bytes, correlation: int, error: HugepoolError) -> None:

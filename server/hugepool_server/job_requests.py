@@ -18,6 +18,7 @@ from hugepool_common.messages import (
     Failed,
     FewerWorkers,
     JobInfo,
+    JobProgress,
     JobsListed,
     ListJobs,
     Message,
@@ -123,6 +124,9 @@ class JobRequests:
         if taken.job.done:
             self._state.jobs.finish(taken.job, failed=False)
             self._state.reply(taken.job.asker, taken.job.result(now_ns))
+        elif taken.job.progress:
+            done = sum(part.state is PartState.DONE for part in taken.job.parts)
+            self._state.reply(taken.job.asker, JobProgress(done, len(taken.job.parts)))
         return PartAccepted(stale=False)
 
     def part_failed(self, asker: Asker, request: PartFailed, now_ns: int) -> Message:

@@ -296,6 +296,7 @@ class Jobs:
             parts,
             request.standing,
             request.once or _writes_what_it_reads(operands),
+            request.progress,
         )
         self._jobs[job.number] = job
         return job

@@ -60,6 +60,8 @@ class Job:
         As submitted.
     once
         Whether no part of it may be run a second time.
+    progress
+        Whether its submitter is told of each part done.
     started_ns
         When its first part was sent.
     waiting_ns
@@ -76,6 +78,7 @@ class Job:
     parts: tuple[Part, ...]
     standing: bool
     once: bool
+    progress: bool = False
     started_ns: int | None = None
     waiting_ns: int | None = None
     over: bool = False

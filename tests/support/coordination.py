@@ -30,6 +30,7 @@ from hugepool_common.messages import (
     Failed,
     Held,
     Hello,
+    JobProgress,
     Message,
     Notice,
     Operand,
@@ -193,7 +194,9 @@ class Bench:
         match effect:
             case Send(peer, correlation, message):
                 if isinstance(message, Notice):
-                    assert (correlation == 0) is not isinstance(message, CreateProgress)
+                    assert (correlation == 0) is not isinstance(
+                        message, CreateProgress | JobProgress
+                    )
                     self.notices[peer].append(message)
                 else:
                     self.replies[peer, correlation].append(message)

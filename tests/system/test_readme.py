@@ -61,7 +61,7 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
     assert serve.stdout is not None
     assert serve.stdout.readline().strip() == service.address
     service.spawn(f"{BIN}/hugepool", *SERVICES[1][1:], **environment)
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     outputs = []
     scripts = [[sys.executable, "-c", script] for script in SCRIPTS]
     for command in scripts + [[f"{BIN}/hugepool", *line[1:]] for line in SERVED]:
@@ -75,7 +75,7 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    private, first, second, third, fourth, fifth, *told = outputs
+    private, first, second, third, fourth, fifth, sixth, *told = outputs
     assert "<SharedArray 'x' (5000000,) float64 40 MB sealed" in private
     (shown,) = [text for language, text in BLOCKS if language == "text"]
     assert list(map(beginning, private.splitlines())) == list(map(beginning, shown.splitlines()))
@@ -87,6 +87,7 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
     assert float(re.search(r"highest rank ([0-9.]+)", third)[1]) > 1  # type: ignore[index]
     assert fourth.startswith("0.0 1000000.0 2\nVerifyReport(name='weights', generation=2")
     assert re.fullmatch(r"\[.*1000000\.0.*, .*1000000\.0.*\]\n", fifth)
+    assert "JobProgress(done=" in sixth
     assert [len(re.findall(r"^weights\t.*crc32-16M:", table, re.MULTILINE)) for table in told] == [
         *(0, 1, 1, 1)
     ]

@@ -1,0 +1,139 @@
+"""Which of a channel's threads is at its socket."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Container
+
+from hugepool.calls import Call
+
+
+class Place:
+    """At most one thread has it, for as long as it likes; it waits so that others can wake it.
+
+    Attributes
+    ----------
+    wake_fd
+        Becomes readable when the thread that has the place is to look around.
+    news
+        Changes whenever there may be something for other threads than the one at the socket.
+
+    Notes
+    -----
+    Taken by its own thread again the place is *nested*: by a signal's handler, or by what a
+    request calls back. It is left when the outermost taker leaves it.
+    """
+
+    def __init__(self) -> None:
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.news = 0
+        self._changed = threading.Condition(threading.RLock())
+        self._descriptor = threading.RLock()
+        self._holder = 0
+        self._wanting = 0
+        self._following = 0
+        self._woken = False
+
+    @property
+    def taken_by_another(self) -> bool:
+        """Whether another thread has it."""
+        return self._holder not in (0, threading.get_ident())
+
+    def enter(self, call: Call | None = None) -> bool:
+        """Take the place, from whoever has it; True where it is nested.
+
+        Raises
+        ------
+        TakenBack
+            `call` was taken back meanwhile.
+        """
+        me = threading.get_ident()
+        if self._holder == me:
+            return True
+        with self._changed:
+            self._wanting += 1
+            try:
+                while self._holder:
+                    self.wake()
+                    self._changed.wait()
+                    if call is not None:
+                        call.check()
+                self._holder = me
+            finally:
+                self._wanting -= 1
+        return False
+
+    def come(self, nested: bool, seen: int, deadline: float | None) -> bool:
+        """Take the place if nobody has it or wants it; else wait for news, and say False.
+
+        Parameters
+        ----------
+        nested
+            As :meth:`enter` said.
+        seen
+            What :attr:`news` was before it was looked whether there is something to wait for.
+        deadline
+            Of the clock ``time.monotonic``.
+        """
+        me = threading.get_ident()
+        if nested or (self._holder == me and not self._wanting):
+            return True
+        with self._changed:
+            if self._holder == me:
+                self._holder = 0
+                self._changed.notify_all()
+            elif not self._holder and not self._wanting:
+                self._holder = me
+                return True
+            self._following += 1  # before the comparison: see tell()
+            try:
+                if self.news == seen:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    self._changed.wait(left)
+            finally:
+                self._following -= 1
+        return False
+
+    def leave(self, nested: bool) -> None:
+        """Let others have it, unless it is nested or was left already."""
+        if nested or self._holder != threading.get_ident():
+            return
+        with self._changed:
+            self._holder = 0
+            if self._following or self._wanting:
+                self._changed.notify_all()
+
+    def tell(self) -> None:
+        """There is something for another thread, perhaps. For who has the place."""
+        self.news += 1  # before it is looked who waits: see come()
+        if self._following or self._wanting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have the thread that has the place look around. Waits for nobody."""
+        with self._descriptor:
+            if self.wake_fd >= 0:
+                self._woken = True
+                os.eventfd_write(self.wake_fd, 1)
+
+    def was_woken(self, ready: Container[object] = ()) -> None:
+        """Look around after a wait. For who has the place."""
+        if not self._woken and self.wake_fd not in ready:
+            return
+        self._woken = False
+        try:
+            os.eventfd_read(self.wake_fd)
+        except BlockingIOError:
+            pass  # it is about to be written
+        self.tell()
+
+    def close(self) -> None:
+        """Close the descriptor; whoever waits sees that the channel is closed."""
+        with self._descriptor:
+            if self.wake_fd >= 0:
+                os.close(self.wake_fd)
+                self.wake_fd = -1
+        self.tell()

@@ -1,0 +1,294 @@
+"""Jobs that are waited for later, and threads that share a pool."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import sys
+import threading
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hugepool
+from hugepool import notebook
+from hugepool_common.messages import ArrayInfo
+from support.host import settles
+from support.service import Service, said
+
+N = 1000
+
+
+@pytest.fixture(name="pool")
+def embedded() -> Any:
+    with hugepool.connect("embedded") as made:
+        yield made
+
+
+@pytest.fixture(name="busy")
+def pool_with_stopped_worker() -> Any:
+    """A pool whose only worker is stopped, so that its jobs begin and do not end; and a way on."""
+    with hugepool.connect("embedded") as made:
+        made.start_workers(1)
+        (worker,) = made.stats().workers
+        os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            yield made, lambda: os.kill(worker.pid, signal.SIGCONT)
+        finally:
+            os.kill(worker.pid, signal.SIGCONT)
+
+
+def temporaries(pool: hugepool.Pool, kept: set[str]) -> set[str]:
+    return {info.spec.name for info in pool.list()} - kept
+
+
+def test_a_job_gives_what_the_call_returns(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(float(N)))
+    job = pool.submit(pool.gather, x, [3, 1, 4], workers=2)
+    assert isinstance(job, hugepool.Job)
+    result = job.result()
+    assert result.array.tolist() == [3.0, 1.0, 4.0]
+    assert result.timings is not None and len(result.timings.parts) == 2
+    assert job.done() and job.wait(0) and not job.running() and job.exception() is None
+    assert job.progress() == (2, 2)
+    assert repr(job) == "<Job gather done>"
+    assert not job.cancel() and not job.cancelled()  # it has ended
+    assert job.result() is result
+
+
+def test_errors_are_those_of_the_call(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(float(N)))
+    job = pool.submit(pool.gather, x, [0, N], workers=1)
+    with pytest.raises(hugepool.IndexOutOfRangeError, match="1000 at position 1") as caught:
+        job.result(timeout=60)
+    assert job.exception() is caught.value and caught.value.position == 1
+    assert repr(job) == "<Job gather failed: IndexOutOfRangeError>"
+    with pytest.raises(hugepool.ArrayNotFoundError):
+        pool.submit(pool.matvec, "none", "x").result()
+    with pytest.raises(TypeError):
+        pool.submit(pool.gather, x).result()  # type: ignore[call-arg]
+
+
+def test_others_wait_for_jobs_as_for_any_future(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.arange(float(N)))
+    jobs = [pool.submit(pool.gather, x, np.full(5, n), workers=2) for n in range(10)]
+    for job in concurrent.futures.as_completed(jobs, timeout=60):
+        assert job.result().array.tolist() == [jobs.index(job)] * 5  # type: ignore[arg-type]
+    assert concurrent.futures.wait(jobs).not_done == set()
+
+
+def test_a_pool_answers_while_a_job_is_under_way(busy: Any) -> None:
+    pool, go_on = busy
+    x = pool.put("x", np.arange(float(N)))
+    out = pool.create("out", 2)
+    first = pool.submit(pool.gather, x, [1, 2], out, workers=1)
+    second = pool.submit(pool.gather, x, [5], workers=1)
+    assert settles(lambda: pool.stats().jobs_running == 2)
+    assert first.running() and not first.done() and not first.wait(0)
+    assert first.progress() == (0, 1) and repr(first) == "<Job gather running, 0 of 1 parts done>"
+    with pytest.raises(TimeoutError, match="0 of 1 parts done"):
+        first.result(timeout=0.01)
+    with pool.attach("x") as other:
+        assert other.array[7] == 7
+    go_on()
+    assert first.result(60) is out and out.array.tolist() == [1.0, 2.0]
+    assert second.result(60).array.tolist() == [5.0]
+
+
+def test_progress_tells_parts_while_some_are_done(pool: hugepool.Pool) -> None:
+    """Of two workers one is stopped: the other's part is told of before the job ends."""
+    x = pool.put("x", np.arange(float(N)))
+    out = pool.create("out", 4)
+    pool.gather(x, [0, 1, 2, 3], out, workers=2)  # both have mapped what they need
+    stopped = pool.stats().workers[0].pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        job = pool.submit(pool.gather, x, [4, 5, 6, 7], out, workers=2)
+        assert settles(lambda: job.progress() == (1, 2)), job
+        assert not job.done()
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert job.result(60) is out and job.progress() == (2, 2)
+
+
+def test_a_cancelled_job_leaves_nothing(busy: Any) -> None:
+    pool, _ = busy
+    x = pool.put("x", np.arange(float(N)))
+    job = pool.submit(pool.gather, x, [1, 2], workers=1)
+    assert settles(lambda: pool.stats().jobs_running == 1)
+    assert job.cancel() and job.cancelled() and job.done() and job.cancel()
+    assert repr(job) == "<Job gather cancelled>"
+    for kind in (hugepool.CancelledError, concurrent.futures.CancelledError):
+        with pytest.raises(kind):
+            job.result()
+    assert concurrent.futures.wait([job], 60).not_done == set()
+    assert settles(lambda: pool.stats().jobs_running == 0)
+    assert settles(lambda: not temporaries(pool, {"x"}))
+
+
+def test_a_cancelled_creation_gives_its_name_and_memory_back(pool: hugepool.Pool) -> None:
+    job = pool.submit(pool.create, "big", 1 << 30, "u1")
+    assert settles(lambda: job.running())
+    assert job.cancel() or job.result() is not None
+    if job.cancelled():
+        assert settles(lambda: not pool.list() and pool.stats().length == 0)
+        pool.create("big", 10)
+
+
+def test_a_job_that_waits_for_a_thread_is_cancelled_unbegun(busy: Any) -> None:
+    pool, _ = busy
+    x = pool.put("x", np.arange(float(N)))
+    begun = [pool.submit(pool.gather, x, [1], workers=1) for _ in range(32)]
+    last = pool.submit(pool.gather, x, [1], workers=1)
+    assert settles(lambda: pool.stats().jobs_running == 32)
+    assert not last.running() and repr(last) == "<Job gather waiting>"
+    assert last.cancel()
+    for job in begun:
+        assert job.cancel()
+    assert settles(lambda: not temporaries(pool, {"x"}))
+
+
+def test_closing_the_pool_cancels_and_keeps_results(service: Service) -> None:
+    service.start()
+    service.spawn(sys.executable, "-m", "hugepool.worker", "--address", service.address)
+    pool = hugepool.connect(service.address)
+    assert settles(lambda: len(pool.stats().workers) == 1, 60)
+    x = pool.put("x", np.arange(float(N)))
+    ended = pool.submit(pool.gather, x, [2], workers=1)
+    result = ended.result()
+    (worker,) = pool.stats().workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    job = pool.submit(pool.gather, x, [1], workers=1)
+    assert settles(lambda: pool.stats().jobs_running == 1)
+    pool.close()
+    with pytest.raises(hugepool.JobCancelledError):
+        job.result(60)
+    assert ended.result() is result and result.array.tolist() == [2.0]
+    assert not ended.cancel() and ended.progress() == (1, 1)
+    with pytest.raises(hugepool.DetachedError):
+        pool.submit(pool.list)
+    assert not [one for one in threading.enumerate() if one.name == "hugepool-call"]
+
+
+def test_a_coordinator_killed_meanwhile(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        x = pool.put("x", np.arange(float(N)))
+        out = pool.create("out", 1)
+        pool.start_workers(1)
+        (worker,) = pool.stats().workers
+        os.kill(worker.pid, signal.SIGSTOP)
+        job = pool.submit(pool.gather, x, [7], out, workers=1)
+        assert settles(lambda: pool.stats().jobs_running == 1)
+        service.restart()
+        os.kill(worker.pid, signal.SIGCONT)
+        with pytest.raises(hugepool.JobInterruptedError, match="submit it again"):
+            job.result(60)
+        assert pool.submit(pool.gather, x, [7], out, workers=1).result(60).array[0] == 7
+
+
+FORKER = """
+import os, hugepool
+pool = hugepool.connect()
+job = pool.submit(pool.create, "x", 10)
+job.result()
+if os.fork() == 0:
+    for call in (job.done, job.result, job.cancel, job.wait, job.progress, job.running,
+                 lambda: pool.submit(pool.list)):
+        try:
+            call()
+            print("done", flush=True)
+        except hugepool.DetachedError as error:
+            print("parent" in str(error), flush=True)
+    print(repr(job), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_forked_child_is_refused(service: Service) -> None:
+    service.start()
+    child = service.python(FORKER)
+    assert [said(child) for _ in range(8)] == ["True"] * 7 + ["<Job create of the parent process>"]
+    assert child.wait(30) == 0
+
+
+def test_threads_share_a_session(pool: hugepool.Pool) -> None:
+    """Each has the answers to its own requests, and nothing is left of them."""
+    x = pool.put("x", np.arange(float(N)))
+    pool.start_workers(2)
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(20):
+                with pool.create(f"own-{number}-{turn}", 10) as own:
+                    found: ArrayInfo = pool.describe(own.name).array
+                    got = pool.gather(x, [number, turn], workers=1).array
+                    if found.spec.name != own.name or got.tolist() != [number, turn]:
+                        wrong.append((number, turn))
+                pool.destroy(f"own-{number}-{turn}")
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert settles(lambda: not temporaries(pool, {"x"}))
+    assert pool.describe("x").reader_pids.count(os.getpid()) == 1
+
+
+class _Texts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def shown(found: Any) -> _Texts:
+    parser = _Texts()
+    parser.feed(found._repr_html_())
+    assert parser.tags <= {"table", "caption", "b", "tbody", "tr", "th", "td"}
+    assert parser.attributes <= {"style"}
+    return parser
+
+
+def test_notebooks_show_tables(pool: hugepool.Pool) -> None:
+    x = pool.put("x", np.zeros(300_000))
+    texts = shown(x).texts
+    assert texts[0] == "SharedArray"
+    told = dict(zip(texts[1::2], texts[2::2], strict=True))
+    assert (told["name"], told["dtype"], told["shape"]) == ("x", "<f8", "(300000,)")
+    assert told["bytes"] == "2.4 MB (2400000)" and told["state"] == "sealed"
+    assert x.pages.backing in told["backing"] and "% huge" in told["backing"]
+    job = pool.submit(pool.describe, "<b>&")
+    with pytest.raises(hugepool.InvalidSpecError):
+        job.result()
+    assert shown(job).texts == ["Job describe", "state", "failed: InvalidSpecError"]
+    texts = shown(pool).texts
+    assert texts[:3] == ["Pool", "address", pool.address] and "1, 2.4 MB" in texts
+    x.detach()
+    assert shown(x).texts[-1] == "detached"
+    pool.close()
+    assert shown(pool).texts[-1] == "closed"
+
+
+def test_what_a_notebook_shows_is_escaped() -> None:
+    parser = _Texts()
+    parser.feed(notebook.table("<i>t", {"<script>": "<img src=x>&"}))
+    assert not parser.tags & {"script", "img", "i"}
+    assert parser.texts == ["<i>t", "<script>", "<img src=x>&"]
