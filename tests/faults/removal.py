@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import contextlib
 import json
 import os
 import py_compile
@@ -65,7 +66,18 @@ class Copy:
                 # A coordinator that does not end, say: nothing of it may stay.
                 os.killpg(process.pid, signal.SIGKILL)
                 return _FAILED, process.communicate()[0] + "\nE  it did not end"
+            finally:
+                self._end_what_is_left()
         return process.returncode, said
+
+    def _end_what_is_left(self) -> None:
+        """End processes that still run this copy's code: one that does not end with its parent."""
+        path = os.fsencode(self._place / PACKAGES[0])
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):  # it has ended, or is another user's
+                    if path in (entry / "environ").read_bytes():
+                        os.kill(int(entry.name), signal.SIGTERM)
 
     def without(self, mechanism: Mechanism) -> tuple[str, str]:
         """Run its test without a mechanism: ``noticed``, ``missed`` or ``skipped``, and why."""
