@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import contextlib
 import json
 import os
 import py_compile
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,14 +51,33 @@ class Copy:
         path = os.pathsep.join(str(self._place / package) for package in PACKAGES)
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-rs", "-p", "no:cacheprovider"]
-        done = subprocess.run(
+        with subprocess.Popen(
             [*command, f"--timeout={TIMEOUT_S}", "--tb=short", *tests],
             cwd=ROOT,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-        )
-        return done.returncode, done.stdout + done.stderr
+            start_new_session=True,
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=(1 + len(tests)) * TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                # A coordinator that does not end, say: nothing of it may stay.
+                os.killpg(process.pid, signal.SIGKILL)
+                return _FAILED, process.communicate()[0] + "\nE  it did not end"
+            finally:
+                self._end_what_is_left()
+        return process.returncode, said
+
+    def _end_what_is_left(self) -> None:
+        """End processes that still run this copy's code: one that does not end with its parent."""
+        path = os.fsencode(self._place / PACKAGES[0])
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):  # it has ended, or is another user's
+                    if path in (entry / "environ").read_bytes():
+                        os.kill(int(entry.name), signal.SIGTERM)
 
     def without(self, mechanism: Mechanism) -> tuple[str, str]:
         """Run its test without a mechanism: ``noticed``, ``missed`` or ``skipped``, and why."""

@@ -239,6 +239,15 @@ def test_a_segment_too_short_for_its_array_is_lost(bench: Bench) -> None:
     client.refused(Attach("x"), ErrorCode.ARRAY_LOST)
 
 
+def test_a_segment_as_long_as_its_array_is_not_lost(bench: Bench) -> None:
+    client = bench.client()
+    created = client.sealed("x")
+    change(bench, 1, segment=msgspec.structs.replace(created.array.segment, length=8000))
+    bench.restart()
+    assert client.resume(held(created)).gone == ()
+    assert client.attach("x").array.segment.length == 8000
+
+
 # Generations ------------------------------------------------------------------
 
 
@@ -286,10 +295,16 @@ def test_a_superseded_generation_goes_with_the_last_that_might_have_it(bench: Be
 
 
 def test_a_superseded_generation_that_is_lost_goes_at_once(bench: Bench) -> None:
-    two_generations(bench)
-    bench.lost.add(1)
+    bench.client().sealed("before")
+    client = bench.client()
+    client.publish("x")
+    client.attach("x")
+    client.publish("x")
+    bench.client().sealed("y")
+    bench.lost.add(2)
     bench.restart()
-    assert bench.unlinked == [1]
+    assert bench.unlinked == [2]
+    assert listed(bench.client()) == [("before", 1), ("x", 3), ("y", 4)]
 
 
 def test_a_lost_generation_keeps_the_name_from_those_before(bench: Bench) -> None:
@@ -377,10 +392,11 @@ def test_a_manifest_that_no_coordinator_wrote_is_passed_over(bench: Bench, which
     client = bench.client()
     client.sealed("x")
     client.sealed("bad")
+    client.sealed("z")
     bench.disk[2] = nonsense(bench.disk[2])[which]
     kill_all(bench)
     assert bench.restart() == [], "its file stays for a person to look at"
-    assert listed(bench.client()) == [("x", 1)]
+    assert listed(bench.client()) == [("x", 1), ("z", 3)]
 
 
 def test_sessions_that_no_coordinator_wrote_are_passed_over(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from hugepool_common.errors import (
     UnsupportedPlatformError,
 )
 from hugepool_server import manifests, records
-from hugepool_server.manifests import Manifests, begin_epoch, boot_id, read_coordinator
+from hugepool_server.manifests import Found, Manifests, begin_epoch, boot_id, read_coordinator
 from hugepool_server.records import CoordinatorRecord, DamagedRecordError
 from support.durable import BOOT, OTHER_BOOT, STORE, array_record, session_record
 from support.host import Mounts, require
@@ -91,8 +91,25 @@ def test_an_embedded_coordinator_writes_nothing(run: str) -> None:
         written.remove(FIRST)
         with pytest.raises(SegmentChangedError):
             written.update(FIRST, generation=8)
-        assert written.read().records == ()
+        assert written.read() == Found((), {}, frozenset(), 0, 0, ())
     assert os.listdir(run) == []
+    os.fstat(0), os.fstat(1)  # it had no descriptor to close
+
+
+def test_what_ends_in_order_takes_its_manifests_with_it(run: str) -> None:
+    with Manifests(run) as kept:
+        kept.write(array_record(FIRST))
+        assert kept.known(FIRST) == array_record(FIRST)
+    with pytest.raises(SegmentChangedError):
+        kept.known(FIRST)
+    ended = Manifests(run)
+    ended.read(BOOT)
+    ended.write(array_record(SECOND))
+    assert manifest(run, FIRST).exists()
+    ended.close(keep=False)
+    assert os.listdir(paths.manifests_path(run)) == []
+    with pytest.raises(SegmentChangedError):
+        ended.known(SECOND)
 
 
 def test_a_closed_one_refuses_rather_than_forget(run: str) -> None:
@@ -369,6 +386,29 @@ def test_a_damaged_record_is_in_its_place_until_there_is_another(
         with pytest.raises(NotEnoughMemoryError):
             begin_epoch(run, BOOT, lambda: STORE)
     assert path.read_bytes() == b"?"
+
+
+def test_what_is_made_up_goes_by_what_most_manifests_say(run: str) -> None:
+    other = "f" * 16
+    with Manifests(run) as written:
+        written.write(array_record((2 << 32) + 1, f"/dev/shm/hugepool-0-{other}/a", epoch=5))
+        for number in range(2, 4):
+            path = f"/dev/shm/hugepool-0-{STORE}/{number}"
+            written.write(array_record((2 << 32) + number, path))
+        for number in range(4, 8):
+            written.write(array_record((2 << 32) + number, f"/elsewhere/{number}"))
+    record = begin_epoch(run, BOOT, no_store)
+    assert (record.store, record.epoch) == (STORE, 6)
+    assert record.directories == (f"/dev/shm/hugepool-0-{STORE}",)
+
+
+def test_of_two_damaged_records_the_last_is_put_away(run: str) -> None:
+    path = Path(run) / paths.COORDINATOR_NAME
+    for harm in (b"first", b"second"):
+        path.write_bytes(harm)
+        begin_epoch(run, BOOT, lambda: STORE)
+        kept = Path(paths.quarantine_path(run)) / paths.COORDINATOR_NAME
+        assert kept.read_bytes() == harm
 
 
 def test_no_number_is_given_again_whatever_was_lost(run: str) -> None:
