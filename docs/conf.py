@@ -31,14 +31,17 @@ html_show_sphinx = False
 nitpicky = True
 nitpick_ignore_regex = [
     # What signatures take from other projects: the site is built without the network.
-    (r"py:.*", r"(numpy|np|npt|scipy|msgspec|collections|os|pathlib|contextlib|enum)(\..*)?"),
+    (
+        r"py:.*",
+        r"(numpy|np|npt|scipy|msgspec|asyncio|collections|concurrent|os|pathlib|contextlib|enum)(\..*)?",
+    ),
     # Prose in the type column of NumPy-style docstrings.
     (r"py:class", r"[a-z0-9 _-]+|.*[ \[\]|,'\"].*"),
     # The project's own that users meet by value and never name.
     (
         r"py:class",
-        r"hugepool\.(array\.SharedObject|plan_record\.PlanFacts|crew_step\.Planned)"
-        r"|hugepool_common\.spec\.(Member|Part|Segment)|_\w+",
+        r"hugepool\.(aio\.Connecting|array\.SharedObject|plan_record\.PlanFacts|crew_step\.Planned)"
+        r"|hugepool_common\.spec\.(Member|Part|Segment)|(hugepool(\.\w+)*\.)?_\w+",
     ),
     (r"py:mod", r"hugepool\.kernels|hugepool_common\.checksum"),
 ]
