@@ -389,13 +389,14 @@ def test_a_damaged_record_is_in_its_place_until_there_is_another(
 
 
 def test_what_is_made_up_goes_by_what_most_manifests_say(run: str) -> None:
-    other = "f" * 16
     with Manifests(run) as written:
-        written.write(array_record((2 << 32) + 1, f"/dev/shm/hugepool-0-{other}/a", epoch=5))
-        for number in range(2, 4):
+        for number in range(1, 21):  # each of a store of its own, in whatever order they are found
+            path = f"/dev/shm/hugepool-0-{number:016x}/{number}"
+            written.write(array_record((2 << 32) + number, path, epoch=5))
+        for number in range(21, 23):
             path = f"/dev/shm/hugepool-0-{STORE}/{number}"
             written.write(array_record((2 << 32) + number, path))
-        for number in range(4, 8):
+        for number in range(23, 27):
             written.write(array_record((2 << 32) + number, f"/elsewhere/{number}"))
     record = begin_epoch(run, BOOT, no_store)
     assert (record.store, record.epoch) == (STORE, 6)
