@@ -35,6 +35,7 @@ from hugepool_common.errors import (
     SegmentChangedError,
 )
 from hugepool_common.messages import (
+    Attach,
     Cancel,
     Cancelled,
     CreateArray,
@@ -43,6 +44,7 @@ from hugepool_common.messages import (
     Detach,
     Detached,
     Goodbye,
+    List,
     Message,
     Notice,
     Publish,
@@ -58,7 +60,7 @@ from hugepool_common.spec import Segment
 CANCEL_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 2.0
 
-_TAKEN_BACK_AT = (CreateArray, SubmitJob, Stats)
+_TAKEN_BACK_AT = (Attach, CreateArray, Describe, List, Stats, SubmitJob)
 """Requests at which a call that was taken back ends: those that last, and those that go before.
 
 Never at what is asked to clean up."""
@@ -184,15 +186,19 @@ class Channel:
             call = None
         deadline = _deadline(timeout_s)
         place = self._place
-        nested = place.enter(call)
+        nested = place.mine
         try:
+            place.enter(call)
             self._check_usable()
             if call is not None:
                 call.check()
             correlation = self._session.next_number()
             try:
                 self._send_abandoned()
-                self._submit(correlation, message, deadline, call)
+                if isinstance(message, (CreateArray, SubmitJob)):
+                    # What was never sent cannot have been done: it must not be asked again.
+                    self._meet(deadline, nested, call)
+                self._submit(correlation, message)
                 answer = self._wait(correlation, deadline, on_notice, nested, call)
                 if self._ledger.was_repeated(correlation):
                     answer = self._second_answer(message, answer)
@@ -202,23 +208,27 @@ class Channel:
                 self._give_up(correlation, nested)
                 raise
             finally:
-                place.enter()
+                place.come_back()
                 self._ledger.forget(correlation, ended=self._session.left)
         finally:
-            place.leave(nested)
+            try:
+                place.leave(nested)
+            except BaseException:  # Ctrl-C, just as it began
+                place.leave(nested)
+                raise
         return expected(message, answer, reply)
 
     def _give_up(self, correlation: int, nested: bool) -> None:
         """Take back a request whose outcome nobody will hold."""
-        self._place.enter()
-        if self._closed or self._session.left:
-            return  # whom it was asked of has ended
         # From here on what it grants is given back, even if we are interrupted again.
         self._ledger.disown(correlation)
+        self._place.come_back()
+        if self._closed or self._session.left:
+            return  # whom it was asked of has ended
         cancel = self._session.next_number()
         deadline = _deadline(CANCEL_TIMEOUT_S)
         try:
-            self._submit(cancel, Cancel(correlation), deadline)
+            self._submit(cancel, Cancel(correlation))
             answer = self._wait(cancel, deadline, None, nested)
             # Replies come in order: what is not found now was answered before, or never sent.
             if isinstance(answer, Cancelled) and answer.found:
@@ -226,7 +236,7 @@ class Channel:
         except (CoordinatorUnreachableError, RequestTimeoutError):
             pass
         finally:
-            self._place.enter()
+            self._place.come_back()
             self._ledger.forget(cancel)
 
     def claim(self, lease: int) -> Claim:
@@ -362,7 +372,7 @@ class Channel:
         correlation = self._session.next_number()
         deadline = _deadline(GOODBYE_TIMEOUT_S)
         try:
-            self._submit(correlation, Goodbye(), deadline)
+            self._submit(correlation, Goodbye())
             self._wait(correlation, deadline, None, nested)
         except (CoordinatorUnreachableError, RequestTimeoutError):
             pass
@@ -391,19 +401,31 @@ class Channel:
 
     # Requests and replies -----------------------------------------------------
 
-    def _submit(
-        self,
-        correlation: int,
-        message: Message,
-        deadline: float | None,
-        call: Call | None = None,
-    ) -> None:
-        """Send a request that is to be answered, now or after a reunion."""
-        while isinstance(message, (CreateArray, SubmitJob)) and self._session.ended:
-            # What was never sent cannot have been done: it must not be asked a second time.
+    def _meet(self, deadline: float | None, nested: bool, call: Call | None) -> None:
+        """Have a coordinator to send to; others may be at the socket meanwhile."""
+        place = self._place
+        while self._session.ended:
             self._follow(deadline)
-            if call is not None:
-                call.check()
+            while True:
+                seen = place.news
+                self._look_around(deadline, call)
+                if not self._session.left:  # whoever is at the socket has found one
+                    place.enter(call)
+                    break
+                if place.come(nested, seen, deadline):
+                    break
+            self._check_usable()
+
+    def _look_around(self, deadline: float | None, call: Call | None) -> None:
+        """Between two waits: see whether to wait on."""
+        self._check_usable()
+        if call is not None:
+            call.check()
+        if deadline is not None and time.monotonic() > deadline:
+            raise too_late(self.address)
+
+    def _submit(self, correlation: int, message: Message) -> None:
+        """Send a request that is to be answered, now or after a reunion."""
         message = self._ledger.begin(correlation, message)
         try:
             self._session.send(correlation, message)
@@ -440,13 +462,10 @@ class Channel:
                     on_notice(notice)
             if answer is not None:
                 return answer
-            self._check_usable()
-            if call is not None:
-                call.check()
-            if deadline is not None and time.monotonic() > deadline:
-                raise too_late(self.address)
+            self._look_around(deadline, call)
             if not place.come(nested, seen, deadline):
                 continue
+            self._check_usable()  # it may have been closed since
             try:
                 self._take_in_one(deadline)
             except LinkEnded:

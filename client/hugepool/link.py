@@ -48,7 +48,7 @@ class Link:
     on_message
         Called with each message that comes, its correlation id first. Must not wait.
     wake_fd
-        A descriptor that ends every wait when it becomes readable; -1 for none.
+        A descriptor that ends :meth:`wait` when it becomes readable; -1 for none.
 
     Raises
     ------
@@ -86,6 +86,7 @@ class Link:
         if self._coordinator_fd >= 0:
             self._signs.append(self._coordinator_fd)
         self._poller = self._poller_of(())
+        self._waking = self._poller_of(self._wake)
         self._socket.connect(self._address)
 
     def close(self) -> None:
@@ -130,26 +131,24 @@ class Link:
             if self._socket not in dict(poller.poll()):
                 raise LinkEnded
 
-    def receive(
-        self, deadline: float | None, watch: Sequence[int] = ()
-    ) -> tuple[int, FromCoordinator] | None:
-        """Wait for one message; None if the time or a watched descriptor is up.
+    def receive(self, deadline: float) -> tuple[int, FromCoordinator] | None:
+        """Wait for one message, whoever wakes us; None if the time is up.
 
         Raises
         ------
         LinkEnded
             There is nobody any more, nor anything unread.
         """
-        return self.take(self.wait(deadline, watch))
+        return self.take(_polled(self._poller, deadline))
 
     def wait(self, deadline: float | None, watch: Sequence[int] = ()) -> Ready:
         """Wait until :meth:`take` has something to take in, or the time is up; take nothing in.
 
-        Meanwhile no other thread may use the link.
+        Or until the descriptor that wakes us, or a watched one, is readable. Meanwhile no other
+        thread may use the link.
         """
-        poller = self._poller_of(watch) if watch else self._poller
-        left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
-        return dict(poller.poll(left_ms))
+        poller = self._poller_of((*self._wake, *watch)) if watch else self._waking
+        return _polled(poller, deadline)
 
     def take(self, ready: Ready) -> tuple[int, FromCoordinator] | None:
         """One message, if :meth:`wait` found that there is one.
@@ -174,6 +173,11 @@ class Link:
 
     def _poller_of(self, watch: Sequence[int]) -> zmq.Poller:
         poller = zmq.Poller()
-        for source in (self._socket, *self._signs, *self._wake, *watch):
+        for source in (self._socket, *self._signs, *watch):
             poller.register(source, zmq.POLLIN)
         return poller
+
+
+def _polled(poller: zmq.Poller, deadline: float | None) -> Ready:
+    left_ms = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+    return dict(poller.poll(left_ms))

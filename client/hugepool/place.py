@@ -8,6 +8,7 @@ import time
 from collections.abc import Container
 
 from hugepool.calls import Call
+from hugepool.interrupts import Uninterrupted
 
 
 class Place:
@@ -29,12 +30,19 @@ class Place:
     def __init__(self) -> None:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.news = 0
-        self._changed = threading.Condition(threading.RLock())
+        # Entered by itself, for the condition's own way in and out can be cut in two by Ctrl-C.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._descriptor = threading.RLock()
         self._holder = 0
         self._wanting = 0
         self._following = 0
         self._woken = False
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has it."""
+        return self._holder == threading.get_ident()
 
     @property
     def taken_by_another(self) -> bool:
@@ -52,7 +60,7 @@ class Place:
         me = threading.get_ident()
         if self._holder == me:
             return True
-        with self._changed:
+        with self._lock:
             self._wanting += 1
             try:
                 while self._holder:
@@ -63,7 +71,15 @@ class Place:
                 self._holder = me
             finally:
                 self._wanting -= 1
+                if not self._holder:  # it was interrupted; others had made way for it
+                    self._changed.notify_all()
         return False
+
+    def come_back(self) -> None:
+        """Take the place again, to tidy up: Ctrl-C waits for that."""
+        if self._holder != threading.get_ident():
+            with Uninterrupted():  # others make way at once
+                self.enter()
 
     def come(self, nested: bool, seen: int, deadline: float | None) -> bool:
         """Take the place if nobody has it or wants it; else wait for news, and say False.
@@ -80,7 +96,7 @@ class Place:
         me = threading.get_ident()
         if nested or (self._holder == me and not self._wanting):
             return True
-        with self._changed:
+        with self._lock:
             if self._holder == me:
                 self._holder = 0
                 self._changed.notify_all()
@@ -100,7 +116,7 @@ class Place:
         """Let others have it, unless it is nested or was left already."""
         if nested or self._holder != threading.get_ident():
             return
-        with self._changed:
+        with self._lock:
             self._holder = 0
             if self._following or self._wanting:
                 self._changed.notify_all()
@@ -109,7 +125,7 @@ class Place:
         """There is something for another thread, perhaps. For who has the place."""
         self.news += 1  # before it is looked who waits: see come()
         if self._following or self._wanting:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def wake(self) -> None:

@@ -212,13 +212,11 @@ class Session:
             raise LinkEnded
         self._link.send(correlation, message)
 
-    def receive(
-        self, deadline: float | None, watch: Sequence[int] = ()
-    ) -> tuple[int, FromCoordinator] | None:
+    def receive(self, deadline: float) -> tuple[int, FromCoordinator] | None:
         """As :meth:`hugepool.link.Link.receive`."""
         if self._link is None:
             raise LinkEnded
-        return self._link.receive(deadline, watch)
+        return self._link.receive(deadline)
 
     def wait(self, deadline: float | None, watch: Sequence[int] = ()) -> Ready:
         """As :meth:`hugepool.link.Link.wait`; without a link there is nothing to wait for."""

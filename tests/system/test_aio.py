@@ -257,3 +257,25 @@ def test_a_timeout_holds_while_the_coordinator_is_away(run: Run, service: Servic
             assert await names(pool) == ["x"]
 
     run(main())
+
+
+@pytest.mark.parametrize("ask", ["list", "attach", "describe"])
+def test_what_only_asks_is_taken_back_while_the_coordinator_is_away(
+    run: Run, service: Service, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    monkeypatch.setenv("HUGEPOOL_RECONNECT_S", "1000000")
+
+    async def main() -> None:
+        service.start()
+        async with hugepool.aio.connect(service.address) as pool:
+            await pool.detach(await pool.put("x", np.arange(float(N))))
+            service.kill()
+            task = asyncio.create_task(getattr(pool, ask)(*(["x"] if ask != "list" else [])))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            ended, _ = await asyncio.wait({task}, timeout=60)
+            service.start()
+            assert ended and task.cancelled()
+            assert (await pool.describe("x")).array.readers == 0
+
+    run(main())

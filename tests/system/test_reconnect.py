@@ -8,16 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hugepool
 from hugepool.children import EmbeddedCoordinator
+from hugepool.session import Session
+from hugepool.succession import Succession
 from support.host import require, settles
 from support.service import Service, said, tell
 
@@ -483,3 +488,39 @@ def test_a_command_of_workers_lasts_through_a_restart(service: Service, tmp_path
     finally:
         command.kill()
         command.communicate()
+
+
+def test_threads_that_make_and_ask_find_the_next_coordinator(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in peace, and none keeps the one that looks for it from being heard."""
+    monkeypatch.setenv("HUGEPOOL_RECONNECT_S", FOR_EVER)
+    counted: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        service.kill()
+        count(Succession, "follow")
+        count(Session, "take_up")
+        jobs: list[hugepool.Job[Any]] = []
+        for number in range(3):
+            jobs.append(pool.submit(pool.create, f"y{number}", 10))
+            time.sleep(0.1)  # each comes while the others wait
+            jobs.append(pool.submit(pool.list))
+        time.sleep(0.5)
+        assert counted["follow"] <= 10 * len(jobs), "each wakes the other without end"
+        service.start()
+        for job in jobs:
+            assert job.result(30) is not None
+        assert counted["take_up"] == 1, "what began well was broken off"
+        assert names(pool) == ["x", "y0", "y1", "y2"]

@@ -1,0 +1,41 @@
+"""Who is at the socket of a channel that threads share, and who is woken."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from hugepool.calls import Call, TakenBack
+from hugepool.place import Place
+
+ROUNDS = 300
+
+
+def test_who_wants_the_place_and_is_taken_back_leaves_it_to_others() -> None:
+    """A thread that made way for it is not left waiting while nobody has the place."""
+    for _ in range(ROUNDS):
+        place = Place()
+        call = Call()
+        assert not place.enter()
+
+        def want(place: Place = place, call: Call = call) -> None:
+            with pytest.raises(TakenBack):
+                place.enter(call)
+
+        def follow(place: Place = place) -> None:
+            while not place.come(False, place.news, None):
+                pass
+            place.leave(False)
+
+        threads = [threading.Thread(target=each, daemon=True) for each in (follow, want)]
+        for thread in threads:
+            thread.start()
+        while not (place._wanting and place._following):
+            pass
+        call.take_back()
+        place.leave(False)
+        for thread in threads:
+            thread.join(10)
+        assert not [thread for thread in threads if thread.is_alive()]
+        place.close()
