@@ -95,8 +95,7 @@ def _leave_it(pool: Pool, result: Any) -> None:
 
 def _destroy_it(pool: Pool, made: SharedObject | SharedPlan) -> None:
     """What was made under a name goes."""
-    made.detach()
-    pool.discard(made.name)
+    pool.undo_making(made)
 
 
 def _awaited(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from hugepool.calls import Call, TakenBack
 from hugepool.channel import Channel
+from hugepool_common.errors import NotEnoughMemoryError
 
 MOST_AT_ONCE = 32
 """Calls under way at once; further ones wait for a thread."""
@@ -50,6 +51,8 @@ class Background:
         ------
         DetachedError
             The pool is closed, or this is a forked child.
+        NotEnoughMemoryError
+            This process can have no further thread.
         """
         self._channel.check_usable()
         call = Call()
@@ -62,7 +65,19 @@ class Background:
                 # Not one that the interpreter waits for: the pool's end takes calls back.
                 thread = threading.Thread(target=self._work, name="hugepool-call", daemon=True)
                 self._threads.add(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._threads.discard(thread)
+                    if not self._threads:  # else another one makes the call when it can
+                        self._queue.pop()
+                        self._calls.discard(call)
+                        raise NotEnoughMemoryError(
+                            f"no thread can be begun for the call: {error}",
+                            needed="1 thread",
+                            had="0",
+                            remedy="raise the limits on memory or processes, or call it directly",
+                        ) from None
         return call
 
     def take_back(self, call: Call) -> None:

@@ -48,7 +48,13 @@ class Job(concurrent.futures.Future[_T]):
     done is cancelled; what a job that is done returned stays.
     """
 
-    def __init__(self, background: Background, name: str, function: Callable[[], _T]) -> None:
+    def __init__(
+        self,
+        background: Background,
+        name: str,
+        function: Callable[[], _T],
+        undo: Callable[[Any], None],
+    ) -> None:
         super().__init__()
         self._owner_pid = os.getpid()
         self._background = background
@@ -61,7 +67,12 @@ class Job(concurrent.futures.Future[_T]):
             self._begun = True
             return function()
 
-        self._call: Call = background.start(begin, self._end)
+        def end(result: Any, error: BaseException | None) -> None:
+            # In the thread that made the call, which may have been done as it was cancelled.
+            if not self._end(result, error) and error is None:
+                undo(result)
+
+        self._call: Call = background.start(begin, end)
 
     @property
     def name(self) -> str:
@@ -157,16 +168,17 @@ class Job(concurrent.futures.Future[_T]):
         if super().cancelled():
             raise JobCancelledError("the job was cancelled", where=self._name)
 
-    def _end(self, result: Any, error: BaseException | None) -> None:
-        """In the thread that made the call."""
+    def _end(self, result: Any, error: BaseException | None) -> bool:
+        """Tell what came of the call; whether there is anybody who wants it."""
         if isinstance(error, TakenBack):
             super().cancel()  # by the pool's end, if by nobody before
         if not self.set_running_or_notify_cancel():
-            return
+            return False
         if error is not None:
             self.set_exception(error)
         else:
             self.set_result(result)
+        return True
 
     def _check_process(self) -> None:
         if os.getpid() != self._owner_pid:

@@ -180,6 +180,7 @@ class JobRunner:
         NoWorkersError
             They could not be started.
         """
+        self._channel.check_usable()  # before the lock, which a fork may have copied while held
         wanted = operator.index(wanted) if isinstance(wanted, np.integer) else wanted
         if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_PARTS):
             raise InvalidSpecError(
@@ -210,6 +211,7 @@ class JobRunner:
         NoWorkersError
             One ended, or took longer than two minutes to start.
         """
+        self._channel.check_usable()  # as above
         with self._starting, Waiting(f"starting {count} worker(s)"):
             self._children[:] = [child for child in self._children if child.poll() is None]
             wanted = self._registered() + count

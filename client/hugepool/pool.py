@@ -8,11 +8,12 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar, Unpack
 
 from hugepool import notebook
+from hugepool.array import SharedObject
 from hugepool.background import Background
 from hugepool.channel import Channel
 from hugepool.children import EmbeddedCoordinator
@@ -21,10 +22,12 @@ from hugepool.crew_cpus import usable_cpus
 from hugepool.job import Job
 from hugepool.jobs import JobRunner
 from hugepool.leased_file import VerifyReport, verify
+from hugepool.plan import SharedPlan
 from hugepool.planning import Planning
 from hugepool.progress import Waiting
 from hugepool.snapshot import SnapshotReport, restore_snapshot, write_snapshot
 from hugepool.store import Policy, Progress
+from hugepool_common.errors import HugepoolError
 from hugepool_common.messages import (
     Counted,
     ReportTiming,
@@ -39,6 +42,9 @@ from hugepool_common.units import format_bytes
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_MAKING = frozenset({"create", "put", "load", "plan_gather", "plan_matvec"})
+"""Calls of a pool whose result is known under a name from then on."""
 
 
 class Pool(Planning):
@@ -158,7 +164,17 @@ class Pool(Planning):
         coordinator gives workers to the oldest job first.
         """
         name = getattr(call, "__name__", type(call).__name__)
-        return Job(self._background, name, functools.partial(call, *args, **kwargs))
+        making = name in _MAKING and getattr(call, "__self__", None) is self
+        undo = self.undo_making if making else _leave
+        return Job(self._background, name, functools.partial(call, *args, **kwargs), undo)
+
+    def undo_making(self, made: SharedObject | SharedPlan) -> None:
+        """Remove what was just made under a name, for whom nobody waits any more."""
+        try:
+            made.detach()
+            self.discard(made.name)
+        except HugepoolError:
+            pass  # somebody looks at it, or there is nobody to be told: the session's end does it
 
     def stats(self) -> Counted:
         """Totals, workers and the newest timings of the coordinator."""
@@ -343,6 +359,10 @@ class Pool(Planning):
         )
 
 
+def _leave(result: object) -> None:
+    """What was done stays done."""
+
+
 def _end(
     owner_pid: int,
     channel: Channel,
@@ -353,8 +373,9 @@ def _end(
     """Close everything of a pool; in a forked child nothing of it is ours to end."""
     if os.getpid() != owner_pid:
         return
-    background.stop()
-    jobs.stop()
-    channel.close()
-    if coordinator is not None:
-        coordinator.stop()
+    with ExitStack() as rest:  # each is done, whatever interrupts those before it
+        if coordinator is not None:
+            rest.callback(coordinator.stop)
+        rest.callback(channel.close)
+        rest.callback(jobs.stop)
+        background.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import hugepool
 from hugepool import notebook
+from hugepool.calls import Call
 from hugepool_common.messages import ArrayInfo
 from support.host import settles
 from support.service import Service, said
@@ -292,3 +294,187 @@ def test_what_a_notebook_shows_is_escaped() -> None:
     parser.feed(notebook.table("<i>t", {"<script>": "<img src=x>&"}))
     assert not parser.tags & {"script", "img", "i"}
     assert parser.texts == ["<i>t", "<script>", "<img src=x>&"]
+
+
+def test_a_call_that_was_done_as_it_was_cancelled_is_undone(pool: hugepool.Pool) -> None:
+    """The array is there, and the call is about to return it."""
+    make: Any
+    for make, arguments in ((pool.create, (1000,)), (pool.put, (np.arange(1000.0),))):
+        made, go_on = threading.Event(), threading.Event()
+
+        def progress(done: int, total: int, made: Any = made, go_on: Any = go_on) -> None:
+            if done == total:
+                made.set()
+                go_on.wait(60)
+
+        job = pool.submit(make, "x", *arguments, progress=progress)
+        assert made.wait(60) and [info.spec.name for info in pool.list()] == ["x"]
+        assert job.cancel()
+        go_on.set()
+        assert concurrent.futures.wait([job], 60).not_done == set()
+        assert settles(lambda: not pool.list())
+
+
+def test_a_pool_closed_as_a_thread_looks_up_is_told_as_closed(busy: Any) -> None:
+    """A thread that has seen that the pool is open finds it closed when it is at the socket."""
+    pool, _ = busy
+    channel = pool.background._channel
+    x = pool.put("x", np.arange(float(N)))
+    pool.submit(pool.gather, x, [1], workers=1)
+
+    class Closing(Call):
+        armed = False
+
+        def check(self) -> None:
+            if self.armed and channel._place.taken_by_another:
+                self.armed = False
+                closer = threading.Thread(target=channel.close)
+                closer.start()
+                closer.join()
+
+    call = Closing()
+    outcome: list[object] = []
+
+    def work() -> None:
+        with channel.making(call):
+            try:
+                pool.gather(x, [2], workers=1)
+            except BaseException as error:
+                outcome.append(error)
+
+    def looked() -> bool:
+        with contextlib.suppress(hugepool.DetachedError):
+            pool.stats()
+        return not call.armed
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert settles(lambda: pool.stats().jobs_running == 2)
+    call.armed = True
+    assert settles(looked)
+    thread.join(60)
+    assert isinstance(outcome[0], hugepool.DetachedError), outcome
+
+
+THREADLESS = """
+import resource, threading, hugepool
+pool = hugepool.connect()
+threading.stack_size(1 << 28)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 26), resource.RLIM_INFINITY))
+try:
+    pool.submit(pool.list)
+except MemoryError as error:
+    print(type(error).__name__, flush=True)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(pool.submit(pool.list).result(), flush=True)
+pool.close()
+print(pool.closed, flush=True)
+"""
+
+
+def test_a_process_that_can_have_no_thread_is_told_so(service: Service) -> None:
+    service.start()
+    child = service.python(THREADLESS)
+    assert [said(child) for _ in range(3)] == ["NotEnoughMemoryError", "()", "True"]
+    assert child.wait(30) == 0
+
+
+STARTER = """
+import os, signal, threading, time, hugepool
+pool = hugepool.connect()
+threading.Thread(target=pool.start_workers, args=(1,)).start()
+while not os.path.exists("/proc/self/task") or not any(
+    open(f"/proc/self/task/{tid}/children").read() for tid in os.listdir("/proc/self/task")
+):
+    time.sleep(0.001)
+if os.fork() == 0:
+    signal.alarm(20)
+    for call in (lambda: pool.gather("x", [1]), lambda: pool.start_workers(1)):
+        try:
+            call()
+        except hugepool.DetachedError as error:
+            print("parent" in str(error), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_child_forked_while_workers_are_started_is_refused(service: Service) -> None:
+    service.start()
+    child = service.python(STARTER)
+    assert [said(child) for _ in range(2)] == ["True"] * 2
+    assert child.wait(60) == 0
+
+
+INTERRUPTED = """
+import os, signal, threading, time, hugepool
+pool = hugepool.connect("embedded")
+address = pool.address.removeprefix("ipc://")
+pool.start_workers(1)
+job = pool.submit(time.sleep, 3)
+while not job.running():
+    time.sleep(0.01)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    pool.close()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(pool.closed, os.path.exists(address), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_close_that_is_interrupted_ends_everything(service: Service) -> None:
+    child = service.python(INTERRUPTED)
+    assert [said(child) for _ in range(2)] == ["interrupted", "True False"]
+    assert child.wait(30) == 0
+
+
+EVERYWHERE = """
+import os, signal, sys, threading, hugepool
+pool = hugepool.connect()
+pool.stats()
+files = ("channel.py", "place.py", "calls.py", "threading.py")
+
+def stats_in_another_thread():
+    thread = threading.Thread(target=pool.stats, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+def interrupted_at(point):
+    left = point
+    def look(frame, event, argument):
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(files):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+    sys.setprofile(look)
+    try:
+        pool.stats()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+point = 1
+while interrupted_at(point):
+    if not stats_in_another_thread():
+        print("stuck after", point, flush=True)
+        os._exit(1)
+    point += 1
+print("never stuck", point > 20, flush=True)
+"""
+
+
+def test_no_ctrl_c_keeps_other_threads_waiting(service: Service) -> None:
+    """Wherever it comes in a call, the place at the socket is left to others."""
+    service.start()
+    child = service.python(EVERYWHERE)
+    assert said(child) == "never stuck True"
+    assert child.wait(30) == 0
