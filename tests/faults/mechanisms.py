@@ -320,7 +320,7 @@ MECHANISMS = (
         (
             "a child's copy of the pool refuses to work",
             f"{CLIENT}/channel.py",
-            "        if os.getpid() != self._owner_pid:\n            raise DetachedError(",
+            "        if self.inherited:\n            raise DetachedError(",
             "        if False:\n            raise DetachedError(",
             f"{SYSTEM}/test_service.py::test_a_forked_child_is_told_that_the_pool_is_not_its_own",
         ),

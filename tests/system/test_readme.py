@@ -1,4 +1,7 @@
-"""Every code block of the README is run: shells as processes, scripts in order against them."""
+"""Every code block of the README is run: shells as processes, scripts in order against them.
+
+So are those of the page that shows the commands at work, which the README leads to.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from support.documents import ROOT, beginning, blocks_of, on_screen
 from support.service import Service, tell
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [(block.language, block.text) for block in blocks_of(TEXT)]
+AT_WORK = (ROOT / "docs" / "reference" / "session.md").read_text(encoding="utf-8")
+BLOCKS = [(block.language, block.text) for block in (*blocks_of(TEXT), *blocks_of(AT_WORK))]
 SCRIPTS = [text for language, text in BLOCKS if language == "python"]
 SHELL_BLOCKS = [
     [shlex.split(line, comments=True) for line in text.splitlines()]
@@ -34,12 +38,16 @@ COMMAND_BLOCKS = [
     found for block in SHELL_BLOCKS if (found := [line for line in block if line in COMMANDS])
 ]
 """Commands that need no service; a later one of a block may read what an earlier one wrote."""
-SESSION = re.findall(
-    r"^\$ hugepool (.*)\n((?:(?!\$ ).*\n)*)",
-    "".join(text for language, text in BLOCKS if language == "console"),
-    re.MULTILINE,
-)
-"""Commands at a terminal, and what they show there."""
+SESSIONS = {
+    name: [
+        shown
+        for block in blocks_of(text)
+        if block.language == "console"
+        for shown in block.session()
+    ]
+    for name, text in (("README", TEXT), ("commands at work", AT_WORK))
+}
+"""Commands at a terminal, and what they show there; each document's have a service of their own."""
 
 OF_THE_HOST = {"plan", "setup"}
 """Commands that show other lines on other machines."""
@@ -93,7 +101,10 @@ def test_scripts_and_commands_run_in_order_as_in_three_shells(
     ]
 
 
-def test_the_session_shows_what_a_terminal_shows(service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "count"), [("README", 4), ("commands at work", 17)])
+def test_the_session_shows_what_a_terminal_shows(
+    name: str, count: int, service: Service, tmp_path: Path
+) -> None:
     """Line for line: the same headings, and lines that begin with the same words."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     service.start()
@@ -103,8 +114,8 @@ def test_the_session_shows_what_a_terminal_shows(service: Service, tmp_path: Pat
         "A = pool.attach('A'); print('attached', flush=True); input()\n"
     )
     shell = Shell(HUGEPOOL_ADDRESS=service.address, NO_COLOR="1", XDG_CONFIG_HOME=str(tmp_path))
-    assert len(SESSION) == 17
-    for line, shown in SESSION:
+    assert len(SESSIONS[name]) == count
+    for line, shown in SESSIONS[name]:
         command, *arguments = shlex.split(line)
         if command == "readers":
             assert tell(reader) == "attached"
