@@ -329,7 +329,7 @@ class Channel:
             self._place.leave(nested)
 
     def take_in(self) -> None:
-        """Note what has arrived, without waiting.
+        """Note what has arrived; wait for nothing but the coordinator that follows one that ended.
 
         Raises
         ------
@@ -343,8 +343,10 @@ class Channel:
         nested = self._place.enter()
         try:
             self._check_usable()
-            while self._receive(time.monotonic()):
+            while self._take_in_one(time.monotonic()):
                 pass
+        except LinkEnded:
+            self._follow(None)
         finally:
             self._place.leave(nested)
 

@@ -525,3 +525,13 @@ def test_threads_that_make_and_ask_find_the_next_coordinator(
             assert job.result(30) is not None
         assert counted["take_up"] == 1, "what began well was broken off"
         assert names(pool) == ["x", "y0", "y1", "y2"]
+
+
+def test_a_job_waits_for_the_next_coordinator_as_any_request(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        x = pool.put("x", np.arange(10.0))
+        pool.gather(x, [1], workers=1)
+        service.kill()
+        with started_soon(service):
+            assert pool.gather(x, [2], workers=1).array.tolist() == [2.0]
