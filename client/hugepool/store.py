@@ -209,7 +209,7 @@ class ArrayStore:
         source = np.asarray(value)
         shared = self.create(name, source.shape, source.dtype, **policy)
         with Waiting(f"filling {name}"):
-            return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
+            return self._filled(shared, lambda: np.copyto(shared.array, source), seal, policy)
 
     def load(
         self,
@@ -264,7 +264,7 @@ class ArrayStore:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
                 return self._filled(
-                    shared, lambda: file.read_into(one, shared.array, progress), True
+                    shared, lambda: file.read_into(one, shared.array, progress), True, policy
                 )
 
     def _load_parsed(self, name: str, path: str, policy: Policy) -> SharedMatrix:
@@ -277,7 +277,7 @@ class ArrayStore:
         try:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
-                return self._filled(shared, lambda: file.read_csr(shared, progress), True)
+                return self._filled(shared, lambda: file.read_csr(shared, progress), True, policy)
         except (
             InvalidMatrixError,
             IndexOutOfRangeError,
@@ -404,14 +404,19 @@ class ArrayStore:
                     told_bytes = notice.done_bytes
                     progress(notice.done_bytes, notice.total_bytes)
 
-            created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
+            try:
+                created = self._channel.request(request, ArrayCreated, on_notice=on_notice)
+            except (CoordinatorUnreachableError, RequestTimeoutError):
+                if request.temporary:  # it may have been made, and nobody else has its name
+                    self._channel.post_later(Destroy(spec.name))
+                raise
         try:
             length = created.array.segment.length
             if told_bytes < length:  # notices are few, and a small array has none
                 progress(length, length)
             return kind(self._channel, created.lease, created.array, writable=True, session=self)
         except BaseException:
-            self.destroy(spec.name)  # nobody would ever fill it
+            self._give_up(spec.name, policy)  # nobody would ever fill it
             raise
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:
@@ -431,18 +436,24 @@ class ArrayStore:
             np.copyto(shared.data, source.data)
 
         with Waiting(f"filling {name}"):
-            return self._filled(shared, fill, seal)
+            return self._filled(shared, fill, seal, policy)
 
-    def _filled(self, shared: _S, fill: Callable[[], None], seal: bool) -> _S:
+    def _filled(self, shared: _S, fill: Callable[[], None], seal: bool, policy: Policy) -> _S:
         try:
             fill()
             if seal:
                 shared.seal()
         except BaseException:
             # Half an array must not stay under the name.
-            self.destroy(shared.name)
+            self._give_up(shared.name, policy)
             raise
         return shared
+
+    def _give_up(self, name: str, policy: Policy) -> None:
+        if policy.get("temporary"):
+            self.discard(name)
+        else:
+            self.destroy(name)  # now or not at all: later the name may be somebody else's
 
 
 def temporary_name(name: str) -> str:

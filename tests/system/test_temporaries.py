@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hugepool
+from hugepool.channel import Channel
+from hugepool_common.messages import CreateArray, Seal
 from hugepool_common.spec import ArraySpec
 from support.host import settles
 from support.service import Service, said
@@ -99,3 +102,29 @@ def test_a_publisher_that_is_killed_before_the_name_is_given_leaves_nothing(
     with hugepool.connect(service.address) as pool:
         assert names(pool) == ["x"], "what was published is there to stay"
         assert made.spec == ArraySpec("x", (10,), "<f8")
+
+
+@pytest.mark.parametrize("lost", [CreateArray, Seal])
+def test_one_whose_reply_never_came_goes_with_the_next_request(
+    service: Service, monkeypatch: pytest.MonkeyPatch, lost: type
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool, monkeypatch.context() as patch:
+        pool.put("x", np.arange(10.0))
+        request, away = Channel.request, False
+
+        def cut_off(self: Channel, message: Any, *words: Any, **options: Any) -> Any:
+            """Done, but the coordinator ends before it says so, and until the next one is there."""
+            nonlocal away
+            if not away:
+                reply = request(self, message, *words, **options)
+                away = isinstance(message, lost)
+            if away:
+                raise hugepool.CoordinatorUnreachableError("the coordinator ended")
+            return reply
+
+        patch.setattr(Channel, "request", cut_off)
+        with pytest.raises(hugepool.CoordinatorUnreachableError):
+            pool.gather("x", [1, 2, 3])
+        patch.undo()
+        assert names(pool) == ["x"]
