@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from types import TracebackType
@@ -16,7 +18,7 @@ from hugepool_common.spec import ArraySpec
 
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError),
-    *(ValueError, TypeError, IndexError, OverflowError, MemoryError),
+    *(ValueError, TypeError, IndexError, OverflowError, MemoryError, lzma.LZMAError, struct.error),
 )
 """What ``zipfile`` and NumPy raise over a damaged, encrypted or unknown kind of archive."""
 
@@ -58,7 +60,7 @@ class Archive:
         members = set(self.members)
         if not {*_CSR_ROLES, "shape"} <= members:
             return False
-        return "format" not in members or self.small("format").item() in (b"csr", "csr")
+        return "format" not in members or self.small("format").tolist() in (b"csr", "csr")
 
     @property
     def holds_sparse(self) -> bool:
@@ -78,10 +80,12 @@ class Archive:
             if info.file_size > 4096:
                 raise ValueError(f"{info.file_size} bytes")
             with self._archive.open(info) as stream:
-                return cast(
-                    "np.ndarray[Any, Any]",
-                    np.lib.format.read_array(io.BytesIO(stream.read(4096)), allow_pickle=False),
-                )
+                content = io.BytesIO(stream.read(4096))
+            NpyStream(content, info.file_size, member)  # NumPy makes room before it reads
+            content.seek(0)
+            return cast(
+                "np.ndarray[Any, Any]", np.lib.format.read_array(content, allow_pickle=False)
+            )
         except (*_DAMAGED, KeyError) as error:
             raise InvalidMatrixError(
                 f"{member} cannot be read: {error}", where=self._path

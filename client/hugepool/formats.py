@@ -5,7 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,7 +30,8 @@ from hugepool_common.errors import (
 
 _DAMAGED = (
     *(ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
-    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError),
+    *(OSError, EOFError, zlib.error, lzma.LZMAError, struct.error, zipfile.BadZipFile),
+    *(RuntimeError, AttributeError, SyntaxError, tokenize.TokenError),
 )
 """What NumPy's and SciPy's readers and the decompressors raise over a damaged file."""
 
