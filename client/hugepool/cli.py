@@ -16,6 +16,7 @@ from hugepool_common.errors import (
     InvalidSpecError,
     NotEnoughPagesError,
 )
+from hugepool_common.printable import printable
 from hugepool_common.settings import CONFIG_VARIABLE
 
 EXIT_FAILURE = 1
@@ -129,7 +130,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(_wrong(error), file=sys.stderr)
+        print(printable(_wrong(error)), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -157,5 +158,5 @@ def _fail(error: Exception, status: int) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.strerror}: {error.filename}"
-    print(f"hugepool: {text}", file=sys.stderr)
+    print(f"hugepool: {printable(text)}", file=sys.stderr)
     sys.exit(status)

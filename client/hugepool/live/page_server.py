@@ -34,6 +34,7 @@ from hugepool.live.picture import Picture
 from hugepool.live.selection import selected
 from hugepool.live.watcher import Watcher
 from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.printable import printable
 
 MOST_CONNECTIONS = 32
 """Browsers, and whoever else connects, at once."""
@@ -348,7 +349,7 @@ def serve_page(
             if not address:
                 return
         assert address is not None
-        nothing = Picture(address, 0.0, "absent", "", time.time())
+        nothing = Picture(printable(address), 0.0, "absent", "", time.time())
         watcher = Watcher(address)
         with Feed(watcher, first=nothing, interval_s=interval_s, wanted=False) as feed:
             server.feed = feed
