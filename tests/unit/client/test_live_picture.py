@@ -298,3 +298,10 @@ def test_a_name_being_typed_may_have_letters_that_are_keys() -> None:
 
 def test_keys_of_a_burst_are_told_apart() -> None:
     assert list(split_keys("a\x1b[A\x1b[6~ü\x1b")) == ["a", "\x1b[A", "\x1b[6~", "ü", "\x1b"]
+
+
+def test_a_key_that_means_nothing_does_nothing() -> None:
+    view = View()
+    for key in split_keys("/w\x1b[C\x1b[3~\x1b[1;5D\x1bOq"):  # right, delete, Ctrl-left, keypad 1
+        press(key, view)
+    assert (view.pattern, view.typing) == ("w", True)
