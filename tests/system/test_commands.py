@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,7 +400,8 @@ def test_names_that_clients_give_themselves_are_only_shown(shell: Shell, running
 def test_a_file_does_not_command_the_terminal_by_what_it_holds(
     shell: Shell, tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "x.npz", **{"\x1b]0;owned\x07": np.ones(1), "other": np.ones(1)})
+    members: dict[str, Any] = {"\x1b]0;owned\x07": np.ones(1), "other": np.ones(1)}
+    np.savez(tmp_path / "x.npz", **members)
     line = shell.refuse(2, "put", "x", str(tmp_path / "x.npz"))
     assert "had \\x1b]0;owned\\x07, other" in line
     absent = os.fsencode(tmp_path) + b"/\x1b[31m\xff.npy"

@@ -418,6 +418,19 @@ def test_a_browser_shows_a_job_as_it_is_done(service: Service, tmp_path: Path) -
         assert settles(lambda: "7\njobs done" in browser.value(figures), LIMIT_S)
         filtered = "f = document.getElementById('filter'); f.value = 'v*'; f.oninput(); "
         assert "index" not in browser.value(filtered + text)
+        names = "[...document.querySelectorAll('#arrays td.name')].map((td) => td.innerText).join()"
+        for pattern, found in (
+            *(
+                ("[io]*", "index,out"),
+                ("[!io]*", "values"),
+                ("ou[s-u]", "out"),
+                ("in[^d]ex", "index"),
+            ),
+            *(("[z-a]", ""), ("[", ""), ("o.t", ""), ("o(", ""), ("u", "out,values")),
+        ):
+            typed = f"f.value = '{pattern}'; f.oninput(); "
+            sort = ".split(',').sort().join()"
+            assert browser.value(typed + names + sort) == found, pattern
         colour = "getComputedStyle(document.body).backgroundColor"
         light = browser.value(colour)
         browser.look_like(width=1000, height=800, scheme="dark")
