@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -116,6 +117,8 @@ def main() -> None:
     # A closed stream (`>&-`) is None to Python; the rest of the program writes to what it has.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: better that than nothing
     try:
         status = hugepool.main(standalone_mode=False)
         sys.stdout.flush()
