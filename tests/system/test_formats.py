@@ -263,6 +263,35 @@ def test_a_header_as_long_as_a_bomb_is_not_read(pool: hugepool.Pool, tmp_path: P
     assert peak < 10_000_000
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_member_that_cannot_be_so_long_has_no_room_made_for_it(
+    pool: hugepool.Pool, tmp_path: Path, method: int, both: bool
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("x.npy", npy(described("(10_000_000,)")))
+        archive.filelist[0].file_size = 80_000_500
+        if both:
+            archive.filelist[0].compress_size = 80_000_500
+    made: list[tuple[int, int]] = []
+    with pytest.raises(hugepool.InvalidSpecError, match=r"cannot be in|beyond the end"):
+        pool.load("x", tmp_path / "x.npz", progress=lambda *done: made.append(done))
+    assert made == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zeros_that_are_nearly_nothing_in_the_file_are_read(
+    pool: hugepool.Pool, tmp_path: Path, method: int
+) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "x.npz", "w", method, compresslevel=9) as archive,
+        archive.open("x.npy", "w") as member,
+    ):
+        np.lib.format.write_array(member, np.zeros(4_000_000))
+    x = pool.load("x", tmp_path / "x.npz")
+    assert x.shape == (4_000_000,) and not x.array.any()
+
+
 @pytest.mark.parametrize(
     "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 )
@@ -391,6 +420,16 @@ def test_feather_of_a_table(pool: hugepool.Pool, tmp_path: Path, compression: st
         with pytest.raises(hugepool.InvalidSpecError, match=why):
             pool.load("x", path, member=column)
     assert [info.spec.name for info in pool.list()] == ["a", "b", "flag"]
+
+
+def test_a_column_whose_name_is_no_utf_8(pool: hugepool.Pool, tmp_path: Path) -> None:
+    need_for(".arrow")
+    pool.put("name-of-a-column", np.ones(3))
+    path = tmp_path / "x.arrow"
+    get(pool, "name-of-a-column", path)
+    path.write_bytes(path.read_bytes().replace(b"name-of-a", b"name-\xff\xfe-a"))
+    with pytest.raises(hugepool.InvalidSpecError, match="not an Arrow file"):
+        pool.load("x", path)
 
 
 def test_arrow_reads_what_we_write(pool: hugepool.Pool, tmp_path: Path) -> None:
