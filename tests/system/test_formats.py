@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import importlib
 import io
 import json
@@ -197,6 +199,56 @@ def test_a_hostile_matrix_leaves_nothing(
     with pytest.raises((hugepool.InvalidMatrixError, hugepool.InvalidSpecError)):
         pool.load("A", tmp_path / "A.npz")
     assert pool.list() == ()
+
+
+# Matrix Market ------------------------------------------------------------------
+
+COORDINATES = b"%%MatrixMarket matrix coordinate pattern general\n3 3 2\n1 1"
+DENSE = b"%%MatrixMarket matrix array real general\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        COORDINATES + b"\0\n3 3\n",
+        COORDINATES + b"\n3 3\n\0",
+        b"\0" + COORDINATES,
+        DENSE + b"2 1\n1\n\0",
+    ],
+)
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress])
+def test_bytes_that_are_no_text_are_not_shown_to_a_parser_without_bounds(
+    pool: hugepool.Pool, tmp_path: Path, content: bytes, pack: Any
+) -> None:
+    path = text_matrix(tmp_path, content, pack)
+    with pytest.raises(hugepool.InvalidMatrixError, match="no text"):
+        pool.load("A", path)
+    assert pool.list() == ()
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress])
+def test_words_behind_the_last_number_need_no_end_of_line(
+    pool: hugepool.Pool, tmp_path: Path, pack: Any
+) -> None:
+    A = pool.load("A", text_matrix(tmp_path, COORDINATES + b"\n3 3 and more", pack))
+    assert A.as_scipy().toarray().tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (2, 0), (0, 0)])
+def test_a_dense_matrix_of_nothing(
+    pool: hugepool.Pool, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    A = pool.load("A", text_matrix(tmp_path, DENSE + b"%d %d\n" % shape, None))
+    assert (A.shape, A.nnz) == (shape, 0)
+
+
+def text_matrix(directory: Path, content: bytes, pack: Any) -> Path:
+    """A file of a Matrix Market text, perhaps packed."""
+    sparse()
+    ending = {None: "", gzip.compress: ".gz", bz2.compress: ".bz2"}[pack]
+    path = directory / f"A.mtx{ending}"
+    path.write_bytes(content if pack is None else pack(content))
+    return path
 
 
 # Headers of .npy ----------------------------------------------------------------
