@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
+import os
+import struct
 import zipfile
 import zlib
 from types import TracebackType
@@ -16,9 +19,12 @@ from hugepool_common.spec import ArraySpec
 
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError),
-    *(ValueError, TypeError, IndexError, OverflowError, MemoryError),
+    *(ValueError, TypeError, IndexError, OverflowError, MemoryError, lzma.LZMAError, struct.error),
 )
 """What ``zipfile`` and NumPy raise over a damaged, encrypted or unknown kind of archive."""
+
+_MOST_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""Bytes that a byte of an archive can stand for: deflate has 258 for two bits at best."""
 
 _CSR_ROLES = ("indptr", "indices", "data")
 
@@ -58,7 +64,7 @@ class Archive:
         members = set(self.members)
         if not {*_CSR_ROLES, "shape"} <= members:
             return False
-        return "format" not in members or self.small("format").item() in (b"csr", "csr")
+        return "format" not in members or self.small("format").tolist() in (b"csr", "csr")
 
     @property
     def holds_sparse(self) -> bool:
@@ -78,10 +84,12 @@ class Archive:
             if info.file_size > 4096:
                 raise ValueError(f"{info.file_size} bytes")
             with self._archive.open(info) as stream:
-                return cast(
-                    "np.ndarray[Any, Any]",
-                    np.lib.format.read_array(io.BytesIO(stream.read(4096)), allow_pickle=False),
-                )
+                content = io.BytesIO(stream.read(4096))
+            NpyStream(content, info.file_size, member)  # NumPy makes room before it reads
+            content.seek(0)
+            return cast(
+                "np.ndarray[Any, Any]", np.lib.format.read_array(content, allow_pickle=False)
+            )
         except (*_DAMAGED, KeyError) as error:
             raise InvalidMatrixError(
                 f"{member} cannot be read: {error}", where=self._path
@@ -204,6 +212,7 @@ class _OpenMember:
                 f"the file holds no {self._member!r}", where=self._where
             ) from None
         try:
+            self._check_length(info)
             self._stream: BinaryIO = cast("BinaryIO", self._archive.open(info))
             try:
                 return self._stream, NpyStream(self._stream, info.file_size, self._where)
@@ -212,6 +221,18 @@ class _OpenMember:
                 raise
         except _DAMAGED as error:
             raise self._told(error) from None
+
+    def _check_length(self, info: zipfile.ZipInfo) -> None:
+        """Refuse a length that cannot be, before room is made for so much."""
+        ratio = _MOST_RATIOS.get(info.compress_type)
+        if ratio is not None and info.file_size > ratio * info.compress_size:
+            raise zipfile.BadZipFile(
+                f"{info.file_size} bytes cannot be in {info.compress_size} of the file"
+            )
+        assert self._archive.fp is not None
+        size = os.fstat(self._archive.fp.fileno()).st_size
+        if info.header_offset + info.compress_size > size:
+            raise zipfile.BadZipFile("a member reaches beyond the end of the file")
 
     def __exit__(
         self,

@@ -59,6 +59,7 @@ class ArrowFile:
             self._file = self._arrow.OSFile(path)
             try:
                 self._reader = self._arrow.ipc.open_file(self._file)
+                self._names: list[str] = self._reader.schema.names  # all that are UTF-8
             except BaseException:
                 self._file.close()
                 raise
@@ -68,7 +69,7 @@ class ArrowFile:
     @property
     def members(self) -> list[str]:
         """Names of the columns."""
-        return list(self._reader.schema.names)
+        return list(self._names)
 
     def header(self, member: str) -> tuple[tuple[int, ...], str]:
         """Shape and dtype code of a column; the rows of all batches are counted.
@@ -79,7 +80,7 @@ class ArrowFile:
             Its type is none that can be shared.
         """
         schema = self._reader.schema
-        kind = schema.field(schema.names.index(member)).type
+        kind = schema.field(self._names.index(member)).type
         try:
             code = np.dtype(kind.to_pandas_dtype()).str
             numeric = self._arrow.types.is_primitive(kind) and not self._arrow.types.is_temporal(
@@ -127,7 +128,7 @@ class ArrowFile:
     def _batches(self, member: str) -> Iterator[Any]:
         """The batches of one column, each checked against its own buffers."""
         ipc = self._arrow.ipc
-        place = self._reader.schema.names.index(member)
+        place = self._names.index(member)
         try:
             with self._arrow.OSFile(self._path) as file:
                 options = ipc.IpcReadOptions(included_fields=[place])

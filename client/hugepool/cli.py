@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -16,6 +17,7 @@ from hugepool_common.errors import (
     InvalidSpecError,
     NotEnoughPagesError,
 )
+from hugepool_common.printable import printable
 from hugepool_common.settings import CONFIG_VARIABLE
 
 EXIT_FAILURE = 1
@@ -115,6 +117,8 @@ def main() -> None:
     # A closed stream (`>&-`) is None to Python; the rest of the program writes to what it has.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: better that than nothing
     try:
         status = hugepool.main(standalone_mode=False)
         sys.stdout.flush()
@@ -129,7 +133,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(_wrong(error), file=sys.stderr)
+        print(printable(_wrong(error)), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -157,5 +161,5 @@ def _fail(error: Exception, status: int) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.strerror}: {error.filename}"
-    print(f"hugepool: {text}", file=sys.stderr)
+    print(f"hugepool: {printable(text)}", file=sys.stderr)
     sys.exit(status)

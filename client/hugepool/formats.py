@@ -5,10 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -27,7 +31,8 @@ from hugepool_common.errors import (
 
 _DAMAGED = (
     *(ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError),
-    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError),
+    *(OSError, EOFError, zlib.error, lzma.LZMAError, struct.error, zipfile.BadZipFile),
+    *(RuntimeError, AttributeError, SyntaxError, tokenize.TokenError),
 )
 """What NumPy's and SciPy's readers and the decompressors raise over a damaged file."""
 
@@ -170,13 +175,14 @@ def read_matrix(path: str, progress: Progress | None = None) -> CsrSource:
         if path.lower().endswith(".npz"):
             return _read_npz(path)
         import_sparse("reading Matrix Market files")
-        from scipy.io import mmread
+        from scipy.io import mminfo, mmread
 
-        with open(path, "rb") as file:
-            counted = _CountedReader(file, progress)
-            opened = _OPENERS.get(os.path.splitext(path.lower())[1], io.BufferedReader)
-            with opened(counted) as text:
-                return csr_source(mmread(text, spmatrix=False))
+        with _opened_text(path, None) as text:
+            rows, columns, _, layout, _, _ = mminfo(text)
+        if layout == "array" and not rows * columns:  # SciPy's parser divides by the rows
+            return csr_source(np.zeros((rows, columns)))
+        with _opened_text(path, progress) as text:
+            return csr_source(mmread(text, spmatrix=False))
     except HugepoolError:
         raise
     except _DAMAGED as error:
@@ -199,6 +205,36 @@ class _CountedReader(io.RawIOBase):
         if self._progress is not None:
             self._progress(self._file.tell(), self._total)
         return count
+
+
+class _TextReader:
+    """Text as SciPy's parser may see it, whose C++ code has no bounds.
+
+    A zero byte in a line, or something behind the last number of a file that does not end with
+    an end of line, would have it read beyond its buffer.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._last = b"\n"
+
+    def read(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        if b"\0" in piece:
+            raise ValueError("it is no text: it has a byte that is zero")
+        if not piece and self._last != b"\n":
+            piece = b"\n"
+        self._last = piece[-1:] or self._last
+        return piece
+
+
+@contextmanager
+def _opened_text(path: str, progress: Progress | None) -> Iterator[Any]:
+    with open(path, "rb") as file:
+        counted = _CountedReader(file, progress)
+        opened = _OPENERS.get(os.path.splitext(path.lower())[1], io.BufferedReader)
+        with opened(counted) as text:
+            yield _TextReader(text)
 
 
 _OPENERS: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open}

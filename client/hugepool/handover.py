@@ -191,10 +191,10 @@ class LostHandle:
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("_"):  # a question such as hasattr(), not a use
             raise AttributeError(f"{self!r} has no {attribute}")
-        raise self._error
+        raise self._error.with_traceback(None)  # of this use alone, not of all before
 
     def _refuse(self, *_: object, **__: object) -> Any:
-        raise self._error
+        raise self._error.with_traceback(None)
 
     __array__ = __len__ = __getitem__ = __iter__ = __enter__ = _refuse
     __dlpack__ = __dlpack_device__ = _refuse

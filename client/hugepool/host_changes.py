@@ -25,6 +25,7 @@ JOURNAL = "/run/hugepool-setup.json"
 _SYSCTL = "/proc/sys/"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MOUNT_TIMEOUT_S = 60.0
+_LASTING_OPTIONS = ("uid", "gid", "mode", "pagesize")
 
 
 class _Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="change"):
@@ -143,15 +144,28 @@ class MakeMount(_Change, frozen=True, tag="mount"):
         os.makedirs(self.path, mode=0o755, exist_ok=True)
         _run("mount", "-t", self.kind, "-o", self.options, "none", self.path)
 
+    def found(self) -> str:
+        """What is mounted there, on top: by this it is known again."""
+        return next(reversed(_mounts_at(self.path)), "")
+
     def undo(self, before: str, after: str | None) -> None:
         """Unmount, and remove the directories that were made.
 
         Raises
         ------
         HugepoolError
-            It is in use.
+            It is in use; or what is mounted there is somebody else's, which is left alone.
         """
-        if _mount_options(self.path):
+        mounts = _mounts_at(self.path)
+        if after is None and mounts and not mounts[-1].startswith(f"{self.kind} "):
+            raise HugepoolError("another file system is mounted there", had=mounts[-1])
+        if after and mounts and mounts[-1] != after:
+            if after in mounts:
+                raise _CommandFailedError("something else is mounted over it", where=self.path)
+            raise HugepoolError(
+                "somebody has mounted something else there since", had=mounts[-1], where=self.path
+            )
+        if mounts:
             _run("umount", self.path)
         directory = self.path
         while len(directory) > len(before):
@@ -224,7 +238,7 @@ class Setup:
         entry = Entry(change, change.before())
         self._write((*entries, entry))
         change.apply()
-        after = "" if isinstance(change, MakeMount) else change.before()
+        after = change.found() if isinstance(change, MakeMount) else change.before()
         self._write((*entries, msgspec.structs.replace(entry, after=after)))
         return after
 
@@ -337,6 +351,24 @@ def _mount_options(path: str) -> dict[str, str]:
         if line.path == path:
             found = {"type": line.kind, **line.options}
     return found
+
+
+def _mounts_at(path: str) -> list[str]:
+    """What is mounted at a path, the topmost last: kind, device, and what no remount changes.
+
+    The device alone would not do: the next mount is given the number of one that is gone.
+    """
+    return [
+        " ".join(
+            [
+                line.kind,
+                f"{os.major(line.device)}:{os.minor(line.device)}",
+                *(f"{name}={line.options.get(name, '')}" for name in _LASTING_OPTIONS),
+            ]
+        )
+        for line in parse_mountinfo(read_kernel_file("/proc/self/mountinfo"))
+        if line.path == path
+    ]
 
 
 def _run(*command: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -58,3 +59,29 @@ class Uninterrupted:
                 self._handlers[number](number, frame)
             finally:
                 self._run_caught()  # one that raises must not swallow the others
+
+
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP leave as Ctrl-C does, so that what it changed is undone.
+
+    The exit status is 128 and the signal's number. Signals that are ignored, or have a handler
+    already, stay so, and all do where this is not the main thread.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

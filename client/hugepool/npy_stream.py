@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import tokenize
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -9,12 +11,25 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hugepool_common.errors import InvalidMatrixError, InvalidSpecError
+from hugepool_common.spec import MAX_DIMENSIONS, MAX_EXTENT
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 CHUNK_BYTES = 2 << 20
 """Bytes read at once: the most that a conversion, or a decompressor, holds beside the array."""
+
+
+_MAX_HEADER = 65_536  # bytes; NumPy itself reads no more than 10 000
+_READERS: dict[tuple[int, int], tuple[struct.Struct, Callable[[BinaryIO], Any]]] = {
+    (1, 0): (struct.Struct("<H"), np.lib.format.read_array_header_1_0),
+    (2, 0): (struct.Struct("<I"), np.lib.format.read_array_header_2_0),
+}
+_BAD_HEADER = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
+)
+"""What NumPy, and Python's own parser behind it, raise over a header that is none."""
 
 
 def read_whole(
@@ -75,14 +90,10 @@ class NpyStream:
         self._file = file
         self._where = where
         try:
-            version = np.lib.format.read_magic(file)
-            reader = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            self.shape, fortran, self.dtype = reader(file)
-        except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
-            raise InvalidSpecError(f"not a .npy file: {error}", where=where) from None
+            self.shape, fortran, self.dtype = _read_header(file)
+        except _BAD_HEADER as error:
+            told = " ".join(str(error).split())[:200]
+            raise InvalidSpecError(f"not a .npy file: {told}", where=where) from None
         self._fortran = fortran and len(self.shape) > 1
         needed = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         had = nbytes - file.tell()
@@ -130,3 +141,19 @@ class NpyStream:
             flat[start : start + len(part)] = converted
             if progress is not None:
                 progress((start + len(part)) * self.dtype.itemsize, target.size * part.itemsize)
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is of Fortran order, and dtype."""
+    version = np.lib.format.read_magic(file)
+    if version not in _READERS:
+        raise ValueError(f"version {version} is not known")
+    size, reader = _READERS[version]
+    start = file.read(size.size)
+    (length,) = size.unpack(start)
+    if length > _MAX_HEADER:  # NumPy reads it all before it looks how long it is
+        raise ValueError(f"a header of {length} bytes")
+    shape, fortran, dtype = reader(io.BytesIO(start + file.read(length)))
+    if len(shape) > MAX_DIMENSIONS or not all(0 <= extent <= MAX_EXTENT for extent in shape):
+        raise ValueError("no array has such a shape")
+    return shape, fortran, dtype

@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from hugepool_common.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -75,11 +77,15 @@ class Waiting:
             TimeElapsedColumn,
         )
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+        # No markup: what is waited for may have a file's name, with brackets.
+        words = TextColumn("{task.description}", markup=False)
+        columns = [SpinnerColumn(), words, TimeElapsedColumn()]
         with self._lock:
             done, total = self._done or (0, 0)
             if total:
                 columns[2:2] = [BarColumn(), DownloadColumn()]
             self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._shown.add_task(self._what, completed=done, total=total or None)
+            self._task = self._shown.add_task(
+                printable(self._what), completed=done, total=total or None
+            )
             self._shown.start()

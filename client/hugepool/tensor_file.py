@@ -16,7 +16,7 @@ import numpy as np
 
 from hugepool.npy_stream import Progress, byte_view, read_whole
 from hugepool_common.errors import InvalidSpecError
-from hugepool_common.spec import ITEM_SIZES
+from hugepool_common.spec import ITEM_SIZES, MAX_DIMENSIONS
 
 DTYPES = {
     "BOOL": "|b1",
@@ -97,7 +97,10 @@ class TensorFile:
         try:
             dtype, shape, (begin, end) = facts["dtype"], facts["shape"], facts["data_offsets"]
             numbers = [*shape, begin, end]
-            if type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+            # Bounded before they are multiplied or told: JSON has numbers of any length.
+            if type(dtype) is not str or len(shape) > MAX_DIMENSIONS:
+                raise TypeError
+            if any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
                 raise TypeError
         except (TypeError, KeyError, ValueError):
             raise self._bad(f"{name[:80]!r} is not described as a tensor") from None

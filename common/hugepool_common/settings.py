@@ -189,7 +189,7 @@ def _read_file(path: str, required: bool) -> dict[str, object]:
 
     try:
         table = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
         raise InvalidSpecError(f"the configuration file is no TOML: {error}", where=path) from None
     for name in table:
         if name not in NAMES:

@@ -72,6 +72,20 @@ def test_every_setting_and_where_it_comes_from(shell: Shell, settings_file: Path
     assert "(none)" in shell.at_a_terminal("config")
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "quota = " + "9" * 5000, 'keep = "\xff"'])
+def test_a_settings_file_that_is_none_is_told(shell: Shell, settings_file: Path, text: str) -> None:
+    settings_file.write_bytes(text.encode("latin1"))
+    line = shell.refuse(2, "config")
+    assert "is no TOML" in line and line.endswith(f"(at {settings_file})")
+
+
+def test_what_the_terminals_encoding_lacks_is_an_escape(shell: Shell) -> None:
+    done = shell("config", HUGEPOOL_MOUNT="/mnt/数", PYTHONIOENCODING="latin-1")
+    assert done.status == 0 and "/mnt/\\u6570" in done.out
+    done = shell("config", HUGEPOOL_MOUNT=os.fsdecode(b"/mnt/\xff"))
+    assert done.status == 0 and "/mnt/\\udcff" in done.out
+
+
 def test_a_chosen_file_and_a_variable_with_a_typo(shell: Shell, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.toml"
     chosen.write_text('quota = "7G"\n')

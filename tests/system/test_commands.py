@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import hugepool
 from hugepool_common.units import GIB, MIB
 from support.commands import HUGEPOOL, Done, Shell
 from support.extras import sparse
-from support.host import require
+from support.host import require, settles
 from support.service import Service, said, tell
 
 ROOT = Path(__file__).parents[2]
@@ -348,6 +349,64 @@ def test_the_coordinator_on_one_screen(shell: Shell, running: Service) -> None:
     seen = shell.at_a_terminal("status")
     assert "2 GB" in seen and "arrays outlive this process" in seen
     assert len(seen.splitlines()) < 24
+
+
+def test_a_long_name_of_many_bytes_is_written_too(shell: Shell, tmp_path: Path) -> None:
+    shell.succeed("create", "x", "5")
+    target = tmp_path / ("数" * 80 + ".npy")
+    shell.succeed("get", "x", str(target))
+    assert np.load(target).tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_told_to_end_nothing_is_left_of_a_file(
+    shell: Shell, tmp_path: Path, running: Service, number: signal.Signals
+) -> None:
+    shell.succeed("create", "x", "2e7")
+    command = [*HUGEPOOL, "get", "x", str(tmp_path / "x.npz")]
+    getting = subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE)
+    assert settles(lambda: any(tmp_path.iterdir()) or getting.poll() is not None, 60)
+    getting.send_signal(number)
+    _, told = getting.communicate(timeout=60)
+    assert getting.returncode == (130 if number == signal.SIGINT else 128 + number), told
+    assert list(tmp_path.iterdir()) == []
+
+
+STRANGE = """
+import ctypes, sys, hugepool
+from hugepool.channel import Channel
+from hugepool_common.messages import Attach, Attached
+ctypes.CDLL(None).prctl(15, b"\\x1b[2Jme\\xff")  # PR_SET_NAME
+channel = Channel(sys.stdin.readline().strip(), client="\\x1b]0;owned\\x07 [red]")
+channel.request(Attach("x"), Attached)
+print("attached", flush=True)
+sys.stdin.readline()
+"""
+"""A client that gives itself a name with commands for the terminal of whoever reads it."""
+
+
+def test_names_that_clients_give_themselves_are_only_shown(shell: Shell, running: Service) -> None:
+    shell.succeed("create", "x", "5")
+    strange = running.python(STRANGE)
+    assert tell(strange, running.address) == "attached"
+    (row,) = shell.succeed("readers", "x").rows
+    assert row["client"] == "\\x1b]0;owned\\x07 [red]"
+    assert row["command"].startswith("\\x1b[2Jme")
+    seen = shell.at_a_terminal("readers", "x", NO_COLOR="1")
+    assert "\x1b" not in seen and "\x07" not in seen and "owned\\x07 [red]" in seen
+    strange.kill()
+
+
+def test_a_file_does_not_command_the_terminal_by_what_it_holds(
+    shell: Shell, tmp_path: Path
+) -> None:
+    members: dict[str, Any] = {"\x1b]0;owned\x07": np.ones(1), "other": np.ones(1)}
+    np.savez(tmp_path / "x.npz", **members)
+    line = shell.refuse(2, "put", "x", str(tmp_path / "x.npz"))
+    assert "had \\x1b]0;owned\\x07, other" in line
+    absent = os.fsencode(tmp_path) + b"/\x1b[31m\xff.npy"
+    line = shell.refuse(1, "put", "x", os.fsdecode(absent))
+    assert line.endswith("/\\x1b[31m\\udcff.npy")
 
 
 EVERY = [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import importlib
+import io
 import json
 import struct
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +201,173 @@ def test_a_hostile_matrix_leaves_nothing(
     assert pool.list() == ()
 
 
+# Matrix Market ------------------------------------------------------------------
+
+COORDINATES = b"%%MatrixMarket matrix coordinate pattern general\n3 3 2\n1 1"
+DENSE = b"%%MatrixMarket matrix array real general\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        COORDINATES + b"\0\n3 3\n",
+        COORDINATES + b"\n3 3\n\0",
+        b"\0" + COORDINATES,
+        DENSE + b"2 1\n1\n\0",
+    ],
+)
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress])
+def test_bytes_that_are_no_text_are_not_shown_to_a_parser_without_bounds(
+    pool: hugepool.Pool, tmp_path: Path, content: bytes, pack: Any
+) -> None:
+    path = text_matrix(tmp_path, content, pack)
+    with pytest.raises(hugepool.InvalidMatrixError, match="no text"):
+        pool.load("A", path)
+    assert pool.list() == ()
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress])
+def test_words_behind_the_last_number_need_no_end_of_line(
+    pool: hugepool.Pool, tmp_path: Path, pack: Any
+) -> None:
+    A = pool.load("A", text_matrix(tmp_path, COORDINATES + b"\n3 3 and more", pack))
+    assert A.as_scipy().toarray().tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (2, 0), (0, 0)])
+def test_a_dense_matrix_of_nothing(
+    pool: hugepool.Pool, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    A = pool.load("A", text_matrix(tmp_path, DENSE + b"%d %d\n" % shape, None))
+    assert (A.shape, A.nnz) == (shape, 0)
+
+
+def text_matrix(directory: Path, content: bytes, pack: Any) -> Path:
+    """A file of a Matrix Market text, perhaps packed."""
+    sparse()
+    ending = {None: "", gzip.compress: ".gz", bz2.compress: ".bz2"}[pack]
+    path = directory / f"A.mtx{ending}"
+    path.write_bytes(content if pack is None else pack(content))
+    return path
+
+
+# Headers of .npy ----------------------------------------------------------------
+
+
+def npy(header: bytes, version: bytes = b"\1\0") -> bytes:
+    """A .npy file of a header, whatever that says, and 8 bytes of data."""
+    length = struct.pack("<H" if version == b"\1\0" else "<I", len(header))
+    return b"\x93NUMPY" + version + length + header + bytes(8)
+
+
+def described(shape: str, descr: str = "'<f8'") -> bytes:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode()
+
+
+HEADERS = {
+    "length cut": b"\x93NUMPY\1\0\7",
+    "later version": npy(described("(1,)"), b"\3\0"),
+    "open bracket": npy(b"((("),
+    "indent": npy(b"  x\n y"),
+    "deep": npy(b"-" * 9000 + b"1"),
+    "keys of two kinds": npy(b"{1: 2, 'a': 3}"),
+    "unhashable": npy(b"{[]: 1}"),
+    "empty tuple": npy(described("(1,)", "()")),
+    "odd fields": npy(described("(1,)", "[1]")),
+    "negative": npy(described("(-1, -1)")),
+    "more digits than Python shows": npy(described(f"(0x{'f' * 8000},)")),
+    "many extents": npy(described(f"({'4611686018427387904,' * 400})")),
+    "objects": npy(described("(1,)", "'|O'")),
+    "nothing in an item": npy(described("(9,)", "'|V0'")),
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS.keys())
+def test_a_hostile_npy_header_leaves_nothing(
+    pool: hugepool.Pool, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(hugepool.InvalidSpecError):
+        pool.load("x", tmp_path / "x.npy")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(hugepool.InvalidSpecError):
+        pool.load("x", tmp_path / "x.npz")
+    with zipfile.ZipFile(tmp_path / "A.npz", "w") as archive:
+        for member in ("format", "shape", "indptr", "indices", "data"):
+            archive.writestr(f"{member}.npy", content)
+    with pytest.raises((hugepool.InvalidMatrixError, hugepool.InvalidSpecError)):
+        pool.load("A", tmp_path / "A.npz")
+    assert pool.list() == ()
+
+
+def test_a_header_as_long_as_a_bomb_is_not_read(pool: hugepool.Pool, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy(b" " * 100_000_000, b"\2\0"))
+    assert (tmp_path / "x.npz").stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(hugepool.InvalidSpecError, match="a header of 100000000 bytes"):
+            pool.load("x", tmp_path / "x.npz")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_member_that_cannot_be_so_long_has_no_room_made_for_it(
+    pool: hugepool.Pool, tmp_path: Path, method: int, both: bool
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("x.npy", npy(described("(10_000_000,)")))
+        archive.filelist[0].file_size = 80_000_500
+        if both:
+            archive.filelist[0].compress_size = 80_000_500
+    made: list[tuple[int, int]] = []
+    with pytest.raises(hugepool.InvalidSpecError, match=r"cannot be in|beyond the end"):
+        pool.load("x", tmp_path / "x.npz", progress=lambda *done: made.append(done))
+    assert made == []
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zeros_that_are_nearly_nothing_in_the_file_are_read(
+    pool: hugepool.Pool, tmp_path: Path, method: int
+) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "x.npz", "w", method, compresslevel=9) as archive,
+        archive.open("x.npy", "w") as member,
+    ):
+        np.lib.format.write_array(member, np.zeros(4_000_000))
+    x = pool.load("x", tmp_path / "x.npz")
+    assert x.shape == (4_000_000,) and not x.array.any()
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_an_archive_with_a_changed_byte_is_an_error_or_another_array(
+    pool: hugepool.Pool, tmp_path: Path, method: int
+) -> None:
+    saved = io.BytesIO()
+    np.save(saved, np.arange(50.0))
+    with zipfile.ZipFile(tmp_path / "good.npz", "w", method) as archive:
+        archive.writestr("x.npy", saved.getvalue())
+    good = (tmp_path / "good.npz").read_bytes()
+    for position in range(len(good)):
+        changed = bytearray(good)
+        changed[position] ^= 0xFF
+        (tmp_path / "x.npz").write_bytes(changed)
+        try:
+            pool.load("x", tmp_path / "x.npz", member="x")
+        except (hugepool.InvalidSpecError, hugepool.NotEnoughMemoryError):
+            pass
+        else:
+            pool.destroy("x")
+    assert pool.list() == ()
+
+
 # safetensors --------------------------------------------------------------------
 
 
@@ -247,6 +418,9 @@ def test_its_own_library_reads_ours_and_we_read_its(pool: hugepool.Pool, tmp_pat
         tensors(one(shape=[2**40, 2**40], data_offsets=[0, 2**82])),
         tensors(one(data_offsets=[0, 16], shape=[4])),
         tensors(one(data_offsets=[8, 0])),
+        tensors(one(shape=[1] * 65 + [2])),
+        tensors(one(shape=[2**63, 0], data_offsets=[0, 0])),
+        tensors(one(dtype="F128", data_offsets=[0, 10**4300 - 1])),
         tensors(one(data_offsets=[0, 4], shape=[1])),
         tensors(one(data_offsets=[4, 8], shape=[1])),
         tensors({**one(), "u": one()["t"]}),
@@ -298,6 +472,16 @@ def test_feather_of_a_table(pool: hugepool.Pool, tmp_path: Path, compression: st
         with pytest.raises(hugepool.InvalidSpecError, match=why):
             pool.load("x", path, member=column)
     assert [info.spec.name for info in pool.list()] == ["a", "b", "flag"]
+
+
+def test_a_column_whose_name_is_no_utf_8(pool: hugepool.Pool, tmp_path: Path) -> None:
+    need_for(".arrow")
+    pool.put("name-of-a-column", np.ones(3))
+    path = tmp_path / "x.arrow"
+    get(pool, "name-of-a-column", path)
+    path.write_bytes(path.read_bytes().replace(b"name-of-a", b"name-\xff\xfe-a"))
+    with pytest.raises(hugepool.InvalidSpecError, match="not an Arrow file"):
+        pool.load("x", path)
 
 
 def test_arrow_reads_what_we_write(pool: hugepool.Pool, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -171,6 +172,21 @@ def test_what_was_destroyed_meanwhile_is_an_error(ones: hugepool.SharedArray) ->
             use()
     assert "'ones'" in repr(arrived)
     assert not hasattr(arrived, "__dask_graph__")  # to ask is no use
+
+
+def test_an_error_that_is_raised_again_and_again_keeps_one_trace(
+    ones: hugepool.SharedArray, pool: hugepool.Pool
+) -> None:
+    passed = pickle.dumps(ones)
+    pool.destroy(ones.name)
+    lost = pickle.loads(passed)
+    lengths = []
+    for use in (len, len, np.asarray, lambda one: one.array, lambda one: one.array):
+        try:
+            use(lost)
+        except hugepool.ArrayNotFoundError as error:
+            lengths.append(len(traceback.extract_tb(error.__traceback__)))
+    assert len(lengths) == 5 and max(lengths) <= 3
 
 
 def test_what_was_superseded_meanwhile_is_an_error_and_not_other_data(

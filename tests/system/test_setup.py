@@ -67,6 +67,7 @@ def test_only_what_was_asked_for(shell: Shell) -> None:
         (["--size", "much"], 2, "not a number of bytes"),
         (["--rung", "hugetlbfs-3m"], 2, "hugetlbfs-2m"),
         (["--user", "no-such-user"], 2, "no user is called"),
+        (["--user", "²"], 2, "no user is called"),
         (["--apply", "--undo"], 2, "exclude each other"),
     ],
 )

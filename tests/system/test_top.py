@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -164,16 +165,24 @@ def test_lines_follow_a_job_on_two_workers_and_end_with_the_reader(
 class Screen:
     """``hugepool top`` on a terminal of 80 columns."""
 
-    def __init__(self, service: Service, *options: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *options: str,
+        start_new_session: bool = True,
+        process_group: int | None = None,
+        **changed: str,
+    ) -> None:
         self.leader, follower = pty.openpty()
-        environment = {"COLUMNS": "80", "LINES": "30", "TERM": "xterm", "NO_COLOR": "1"}
+        environment = {"COLUMNS": "80", "LINES": "30", "TERM": "xterm", "NO_COLOR": "1", **changed}
         self.process = subprocess.Popen(
             [*HUGEPOOL, "top", *options],
             stdin=follower,
             stdout=follower,
             stderr=follower,
             env={**os.environ, "HUGEPOOL_ADDRESS": service.address, **environment},
-            start_new_session=True,
+            start_new_session=start_new_session,
+            process_group=process_group,
         )
         os.close(follower)
         self.seen = self.drawn = ""
@@ -240,8 +249,65 @@ def test_ctrl_c_ends_it_and_leaves_the_terminal_as_it_was(service: Service) -> N
     screen.process.send_signal(signal.SIGINT)
     assert screen.close() == 130
     assert "Traceback" not in screen.seen
-    left, shown = "\x1b[?1049l", "\x1b[?25h"  # the screen of before, and the cursor
-    assert left in screen.drawn and shown in screen.drawn
+    assert LEFT in screen.drawn and CURSOR in screen.drawn
+
+
+LEFT, CURSOR = "\x1b[?1049l", "\x1b[?25h"
+"""The screen of before, and the cursor."""
+
+
+def takes_lines(terminal: int) -> bool:
+    """Whether a terminal is as a shell leaves it: it echoes, and Enter ends a line."""
+    wanted = termios.ICANON | termios.ECHO
+    return bool(termios.tcgetattr(terminal)[3] & wanted == wanted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_it_leaves_the_terminal_as_it_was(
+    service: Service, number: signal.Signals
+) -> None:
+    service.start()
+    screen = Screen(service)
+    assert screen.shows("q quit")
+    assert not takes_lines(screen.leader)
+    screen.process.send_signal(number)
+    while screen._read():
+        pass
+    assert takes_lines(screen.leader)
+    assert screen.close() == 128 + number
+    assert LEFT in screen.drawn and CURSOR in screen.drawn and "Traceback" not in screen.drawn
+
+
+def test_stopped_it_gives_the_terminal_back_and_goes_on(service: Service) -> None:
+    service.start()
+    # Of our session, and so with a parent that can let it go on: else it may not be stopped.
+    screen = Screen(service, start_new_session=False, process_group=0)
+    for _ in range(2):
+        assert screen.shows("q quit")
+        screen.drawn = ""
+        screen.process.send_signal(signal.SIGTSTP)
+        assert settles(lambda: state_of(screen.process.pid) == "T", LIMIT_S)
+        assert takes_lines(screen.leader)
+        while select.select([screen.leader], [], [], 0)[0] and screen._read():
+            pass
+        assert LEFT in screen.drawn and CURSOR in screen.drawn
+        screen.process.send_signal(signal.SIGCONT)
+    assert screen.shows("q quit")
+    assert not takes_lines(screen.leader)
+    screen.press("q")
+    assert screen.close() == 0
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+def test_a_terminal_that_cannot_draw_is_shown_one_picture(service: Service) -> None:
+    service.start()
+    screen = Screen(service, TERM="dumb")
+    assert screen.shows("0 arrays")
+    assert screen.close() == 0
+    assert "\x1b" not in screen.drawn
 
 
 def test_a_restart_and_a_stop_are_shown(service: Service) -> None:
@@ -352,6 +418,19 @@ def test_a_browser_shows_a_job_as_it_is_done(service: Service, tmp_path: Path) -
         assert settles(lambda: "7\njobs done" in browser.value(figures), LIMIT_S)
         filtered = "f = document.getElementById('filter'); f.value = 'v*'; f.oninput(); "
         assert "index" not in browser.value(filtered + text)
+        names = "[...document.querySelectorAll('#arrays td.name')].map((td) => td.innerText).join()"
+        for pattern, found in (
+            *(
+                ("[io]*", "index,out"),
+                ("[!io]*", "values"),
+                ("ou[s-u]", "out"),
+                ("in[^d]ex", "index"),
+            ),
+            *(("[z-a]", ""), ("[", ""), ("o.t", ""), ("o(", ""), ("u", "out,values")),
+        ):
+            typed = f"f.value = '{pattern}'; f.oninput(); "
+            sort = ".split(',').sort().join()"
+            assert browser.value(typed + names + sort) == found, pattern
         colour = "getComputedStyle(document.body).backgroundColor"
         light = browser.value(colour)
         browser.look_like(width=1000, height=800, scheme="dark")

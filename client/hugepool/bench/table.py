@@ -19,6 +19,7 @@ from hugepool.bench.results import (
     tlb_note,
 )
 from hugepool.bench.statistics import Speedup
+from hugepool_common.printable import printable
 from hugepool_common.units import format_bytes
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ def print_article(article: Article, console: Console | None = None) -> None:
 
 def plain_table(title: str, header: Sequence[str], rows: Sequence[Row]) -> str:
     """Aligned text: numbers to the right, at most :data:`WIDTH` columns where they fit."""
+    header, *rows = ([printable(text) for text in row] for row in (header, *rows))
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
-    lines = [title] if title else []
+    lines = [printable(title)] if title else []
     for row in (header, *rows):
         cells = (
             text.ljust(width) if name in _LEFT else text.rjust(width)
@@ -91,9 +93,13 @@ def print_with(
 def wrapped(text: str) -> str:
     """Text in lines of :data:`WIDTH`; an indented line is a command, which stays whole."""
     if text.startswith("      "):
-        return text
+        return printable(text)
     return textwrap.fill(
-        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        printable(text),
+        WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -102,12 +108,16 @@ def _rich_table(console: Console, title: str, header: Sequence[str], rows: Seque
     from rich.text import Text
 
     table = Table(
-        title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+        title=Text(printable(title)),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
     )
     for name in header:
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 

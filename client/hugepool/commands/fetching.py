@@ -19,6 +19,7 @@ from hugepool.arrow_file import write_arrow
 from hugepool.channel import Channel
 from hugepool.commands.arguments import address_option, name_argument, opened
 from hugepool.commands.tables import sized, warn
+from hugepool.interrupts import orderly_end
 from hugepool.lease import Lease
 from hugepool.leased_file import LeasedFile
 from hugepool.matrix import csr_array, import_sparse
@@ -55,7 +56,7 @@ def get_command(name: str, file: str, force: bool, address: str | None) -> None:
     if not force and os.path.lexists(file):
         raise _taken(file)
     with opened(address) as channel:
-        with _finished(file, force) as output:
+        with orderly_end(), _finished(file, force) as output:
             writer(channel, check_name(name), output)
             output.flush()
             nbytes = os.fstat(output.fileno()).st_size
@@ -75,8 +76,9 @@ def _writer(file: str) -> _Writer:
 def _finished(path: str, replace: bool) -> Iterator[BinaryIO]:
     """A file that gets its name when the block ends well, and is removed else."""
     directory, name = os.path.split(path)
-    # Of limited length, so that a long name that is allowed has a temporary one that is.
-    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+    # Of limited length in bytes, so that a long name that is allowed has a temporary one that is.
+    begin = os.fsencode(name)[:200].decode(errors="ignore")
+    temporary = os.path.join(directory, f".{begin}.{secrets.token_hex(6)}.tmp")
     try:
         output = open(temporary, "x+b")  # noqa: SIM115  closed below
     except OSError as error:

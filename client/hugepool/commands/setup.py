@@ -121,8 +121,8 @@ def account(user: str | None) -> tuple[int, int]:
             return os.geteuid(), os.getegid()
         user = uid
     try:
-        found = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except (KeyError, OverflowError):
+        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError, ValueError):
         raise InvalidSpecError(f"no user is called {user!r}", remedy="see: getent passwd") from None
     return found.pw_uid, found.pw_gid
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from hugepool_common.printable import printable
 from hugepool_common.units import format_bytes
 
 
@@ -98,7 +99,7 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Any]], form: str) 
     """All values as text, each on one line and without tabs."""
     return [
         [
-            " ".join(getattr(column, form)(value).split())
+            printable(" ".join(getattr(column, form)(value).split()))
             for column, value in zip(columns, row, strict=True)
         ]
         for row in rows
@@ -132,7 +133,7 @@ def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
     ]
     width = max(map(len, titles))
     for title, (_, _, shown) in zip(titles, fields, strict=True):
-        click.echo(f"{title.ljust(width)}  {shown}".rstrip())
+        click.echo(f"{title.ljust(width)}  {printable(shown)}".rstrip())
 
 
 def print_json(value: object) -> None:
@@ -147,4 +148,4 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def warn(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(f"hugepool: {text}", err=True)
+    click.echo(f"hugepool: {printable(text)}", err=True)

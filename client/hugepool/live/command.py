@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -63,8 +64,8 @@ def top_command(
     dTLB per element) are of a worker's newest run; steps of a crew report none.
 
     With --json a line for every change, with --once one document. Where stdout is no
-    terminal, a picture is printed once, 80 columns wide. The coordinator may be restarted
-    meanwhile: that is shown.
+    terminal, or a dumb one, a picture is printed once, 80 columns wide. The coordinator
+    may be restarted meanwhile: that is shown.
 
     \b
     Examples:
@@ -79,7 +80,7 @@ def top_command(
         return
     watcher = Watcher(local_address(address))
     first = _looked(watcher)
-    if once or not (as_json or sys.stdout.isatty()):
+    if once or not (as_json or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")):
         time.sleep(min(interval, INTERVAL_S))  # rates are between two looks
         first = _looked(watcher)
         watcher.close()

@@ -9,6 +9,7 @@ programs of this machine.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import ipaddress
 import re
@@ -34,6 +35,7 @@ from hugepool.live.picture import Picture
 from hugepool.live.selection import selected
 from hugepool.live.watcher import Watcher
 from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.printable import printable
 
 MOST_CONNECTIONS = 32
 """Browsers, and whoever else connects, at once."""
@@ -43,6 +45,9 @@ MOST_ARRAYS = 1000
 
 SLOW_S = 10.0
 """A browser that takes in, or says, nothing for so long is let go."""
+
+REQUEST_S = 20.0
+"""All that a request may take to arrive, however steadily it comes in little pieces."""
 
 HEARTBEAT_S = 5.0
 """A browser hears something at least this often, so that one that is gone is noticed."""
@@ -196,12 +201,29 @@ class PageHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = SLOW_S
 
+    def setup(self) -> None:
+        """Begin, and be done with who does not say in time what it wants."""
+        super().setup()
+        self._deadline = threading.Timer(REQUEST_S, self._let_go)
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(OSError):  # it may have gone by itself
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self) -> None:
+        """End."""
+        self._deadline.cancel()
+        super().finish()
+
     def version_string(self) -> str:
         """What the header Server says."""
         return "hugepool"
 
     def do_GET(self) -> None:
         """Answer."""
+        self._deadline.cancel()
         self.close_connection = True
         path = self.path.partition("?")[0]
         if not self.server.is_meant(self.headers.get("Host")):
@@ -348,7 +370,7 @@ def serve_page(
             if not address:
                 return
         assert address is not None
-        nothing = Picture(address, 0.0, "absent", "", time.time())
+        nothing = Picture(printable(address), 0.0, "absent", "", time.time())
         watcher = Watcher(address)
         with Feed(watcher, first=nothing, interval_s=interval_s, wanted=False) as feed:
             server.feed = feed

@@ -10,6 +10,7 @@ import msgspec
 from hugepool_common.messages import Counted, JobInfo, Timing, WorkerInfo
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Host
+from hugepool_common.printable import printable
 from hugepool_common.units import page_size_name
 
 State = Literal["running", "silent", "absent"]
@@ -226,6 +227,7 @@ def mounts_of(host: Host, paths: Sequence[str]) -> tuple[MountView, ...]:
 
 def _mount(mount: HugetlbfsMount | TmpfsMount) -> MountView:
     total, available = mount.limit_bytes or 0, mount.available_bytes or 0
+    path = printable(mount.path)  # which may be no UTF-8, and then no JSON
     if isinstance(mount, TmpfsMount):
-        return MountView(mount.path, "tmpfs", mount.huge, total, total - available)
-    return MountView(mount.path, "hugetlbfs", "", total, total - available)
+        return MountView(path, "tmpfs", mount.huge, total, total - available)
+    return MountView(path, "hugetlbfs", "", total, total - available)

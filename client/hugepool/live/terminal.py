@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import select
+import signal
 import sys
 import termios
 import tty
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from hugepool.interrupts import orderly_end
 from hugepool.live.feed import Feed
 from hugepool.live.picture import Picture
 from hugepool.live.screen import View, screen
@@ -25,6 +28,9 @@ _TICK_S = 0.2
 _PAGE_ROWS = 10
 _ARROWS = {"\x1b[A": -1, "\x1b[B": 1, "\x1bOA": -1, "\x1bOB": 1, "k": -1, "j": 1}
 _ARROWS |= {"\x1b[5~": -_PAGE_ROWS, "\x1b[6~": _PAGE_ROWS}
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~])")
+"""What a key sends that is no character, whether it means anything here or not."""
+
 _ESCAPE, _ENTER, _ERASE = "\x1b", ("\r", "\n"), ("\x7f", "\b")
 
 
@@ -39,20 +45,49 @@ def watch(feed: Feed, view: View) -> None:
         How to begin.
     """
     console = Console()
+    with orderly_end(), _stop_requests() as requests:
+        while not _watched(console, feed, view, requests):
+            requests.clear()
+            _stop()
+
+
+def _watched(console: Console, feed: Feed, view: View, requests: list[int]) -> bool:
+    """Show it until the key q (True), or until a stop is requested (False)."""
     shown: Picture = feed.newest()
     with (
         _single_keys() as keyboard,
         Live(console=console, screen=True, auto_refresh=False, transient=True) as live,
     ):
-        while True:
+        while not requests:
             if not view.paused:
                 shown = feed.newest()
             width, height = console.size
             live.update(screen(shown, view, width=width, height=height), refresh=True)
             for key in _pressed(keyboard, feed):
                 if key == "q" and not view.typing:
-                    return
+                    return True
                 press(key, view)
+    return False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Ctrl-Z, noted instead of obeyed: the terminal is to be given back before."""
+    requests: list[int] = []
+    before = signal.signal(signal.SIGTSTP, lambda number, _: requests.append(number))
+    try:
+        yield requests
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def _stop() -> None:
+    """Stop, as Ctrl-Z asked for, until whoever asked has us go on."""
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    try:
+        signal.raise_signal(signal.SIGTSTP)
+    finally:
+        signal.signal(signal.SIGTSTP, handler)
 
 
 def press(key: str, view: View) -> None:
@@ -61,7 +96,7 @@ def press(key: str, view: View) -> None:
     Parameters
     ----------
     key
-        A character, or the escape sequence of an arrow or page key.
+        A character, or the escape sequence of a key that has none.
     view
         Changed by it.
     """
@@ -97,8 +132,8 @@ def _single_keys() -> Iterator[int]:
         return
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    tty.setcbreak(fd)  # Ctrl-C stays a signal
     try:
+        tty.setcbreak(fd)  # Ctrl-C stays a signal
         yield fd
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
@@ -120,7 +155,7 @@ def _pressed(keyboard: int, feed: Feed) -> list[str]:
 def split_keys(typed: str) -> Iterator[str]:
     """What was typed, key by key: an escape sequence is one."""
     while typed:
-        sequence = next((one for one in _ARROWS if len(one) > 1 and typed.startswith(one)), "")
-        key = sequence or typed[0]
+        sequence = _SEQUENCE.match(typed)
+        key = sequence[0] if sequence else typed[0]
         yield key
         typed = typed[len(key) :]

@@ -41,6 +41,7 @@ from hugepool_common.messages import (
     Stats,
 )
 from hugepool_common.pages import LiveHost
+from hugepool_common.printable import printable
 
 ANSWER_S = 0.8
 """A coordinator that has not answered after so long is called silent, and asked again."""
@@ -68,7 +69,7 @@ class Watcher:
     def __init__(self, address: str) -> None:
         self._address = address
         self._channel: Channel | None = None
-        self._picture = Picture(address, 0.0, "absent", "", time.time())
+        self._picture = Picture(printable(address), 0.0, "absent", "", time.time())
         self._before: tuple[Counted, float] | None = None
         self._arrays: tuple[ArrayInfo, ...] = ()
         self._list_again = 0.0
@@ -83,7 +84,7 @@ class Watcher:
             if not isinstance(error, RequestTimeoutError):
                 self.close()
             known = replace(self._picture, workers=tuple(map(_at_rest, self._picture.workers)))
-            state, said = self._found_by(error), str(error)
+            state, said = self._found_by(error), printable(str(error))
         host = LiveHost()
         now = time.time()
         self._picture = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -137,6 +138,52 @@ def test_a_mount_is_made_with_its_directories_and_goes_with_them(
     assert setup.undo(lambda _: None)
     assert mounted(str(path)) == ""
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["another's"]
+
+
+OPTIONS = "size=1M,mode=0700"
+
+
+@pytest.mark.parametrize("options", ["size=1M,mode=0755", "size=1M,mode=0700,uid=65534"])
+def test_a_mount_of_somebody_else_in_its_place_is_left_alone(
+    tmp_path: Path, setup: Setup, told: list[str], options: str
+) -> None:
+    mounts = Mounts(tmp_path)
+    path = str(tmp_path / "mine")
+    setup.apply(MakeMount("tmpfs", OPTIONS, path))
+    subprocess.run(["umount", path], check=True)
+    mounts.over(path, options)  # it is given the number of the device that is gone
+    try:
+        assert not setup.undo(told.append)
+        assert mounted(path) == "tmpfs"
+        assert "somebody has mounted something else there" in told[0]
+        assert setup.entries() == (), "it is not ours any more"
+    finally:
+        mounts.close()
+
+
+def test_a_mount_over_it_is_left_alone_until_it_is_gone(
+    tmp_path: Path, setup: Setup, told: list[str]
+) -> None:
+    mounts = Mounts(tmp_path)
+    path = str(tmp_path / "mine")
+    setup.apply(MakeMount("tmpfs", OPTIONS, path))
+    mounts.over(path, OPTIONS)
+    assert not setup.undo(told.append)
+    assert "something else is mounted over it" in told[0]
+    assert len(setup.entries()) == 1
+    mounts.close()
+    assert mounted(path) == "tmpfs"
+    assert setup.undo(told.append)
+    assert mounted(path) == ""
+
+
+def test_a_mount_that_was_given_another_size_is_still_ours(tmp_path: Path, setup: Setup) -> None:
+    Mounts(tmp_path)
+    path = str(tmp_path / "mine")
+    setup.apply(MakeMount("tmpfs", OPTIONS, path))
+    subprocess.run(["mount", "-o", "remount,size=2M", path], check=True)
+    assert setup.undo(lambda _: None)
+    assert mounted(path) == ""
 
 
 def test_a_mount_in_use_stays_in_the_journal(tmp_path: Path, setup: Setup, told: list[str]) -> None:

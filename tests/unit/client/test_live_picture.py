@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hugepool.live.picture import Picture, WorkerView, mounts_of, pools_of, work
 from hugepool.live.screen import View, screen
 from hugepool.live.selection import SORTS, selected
 from hugepool.live.terminal import press, split_keys
+from hugepool.live.watcher import Watcher
 from hugepool_common.messages import Counted, JobInfo, Timing, WorkerInfo
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Pool
@@ -115,6 +117,16 @@ def test_mounts_are_shown_that_have_a_limit_and_hold_arrays_or_are_meant_to() ->
         "/run/arrays": 0,
     }
     assert "/run" not in {mount.path for mount in mounts_of(host, [])}
+
+
+def test_a_path_that_is_no_utf_8_is_told_all_the_same() -> None:
+    odd = TmpfsMount(os.fsdecode(b"/mnt/\xff\x1b[2J"), "always", GIB, GIB, True)
+    shown = mounts_of(fake_host(hugetlbfs_mounts=(), tmpfs_mounts=(odd,)), [])
+    assert [mount.path for mount in shown] == [r"/mnt/\udcff\x1b[2J"]
+    assert msgspec.json.encode(shown)
+    address = os.fsdecode(b"ipc:///nowhere/\xff.sock")
+    picture = Watcher(address).look()
+    assert picture.address == r"ipc:///nowhere/\udcff.sock" and picture.said.isprintable()
 
 
 # Which arrays, and in which order ---------------------------------------------
@@ -298,3 +310,10 @@ def test_a_name_being_typed_may_have_letters_that_are_keys() -> None:
 
 def test_keys_of_a_burst_are_told_apart() -> None:
     assert list(split_keys("a\x1b[A\x1b[6~ü\x1b")) == ["a", "\x1b[A", "\x1b[6~", "ü", "\x1b"]
+
+
+def test_a_key_that_means_nothing_does_nothing() -> None:
+    view = View()
+    for key in split_keys("/w\x1b[C\x1b[3~\x1b[1;5D\x1bOq"):  # right, delete, Ctrl-left, keypad 1
+        press(key, view)
+    assert (view.pattern, view.typing) == ("w", True)

@@ -192,6 +192,27 @@ def test_a_browser_that_is_gone_is_noticed(
     assert settles(lambda: server.feed.viewers == 0)
 
 
+def test_a_request_that_never_ends_is_let_go_and_events_are_not(
+    server: PageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_server, "REQUEST_S", 0.3)
+    monkeypatch.setattr(page_server, "HEARTBEAT_S", 0.05)
+    with ask(server, "/events") as answer:
+        assert answer.readline()
+        one = socket.create_connection((server.host, server.server_port))
+
+        def takes_more() -> bool:
+            try:
+                return one.send(b"G") == 1
+            except OSError:
+                return False
+
+        assert settles(lambda: not takes_more())
+        one.close()
+        for _ in range(100):  # five seconds' worth of what would be cut
+            assert answer.readline()
+
+
 def test_slow_browsers_hold_up_nobody_and_too_many_are_turned_away(server: PageServer) -> None:
     slow = []
     try:
