@@ -298,7 +298,9 @@ class Client:
             self.ask(self.again.pop(0))
             return True
         if self.is_worker:
-            if self.parts and (self.quiet or self.chance.one_in(3)):
+            # A part that overtook the answer to the registration waits for that, as in the worker.
+            looks = self.parts and (self.quiet or self.chance.one_in(3))
+            if looks and not self._asks(RegisterWorker):
                 self._finish_part()
                 return True
             if not (self.registered or self.parts or self._asks(RegisterWorker)):
