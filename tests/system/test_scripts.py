@@ -59,6 +59,28 @@ def test_every_folder_of_tests_is_run() -> None:
     }
 
 
+@pytest.mark.parametrize(("pure", "real", "check"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_the_check_fails_if_any_part_does_and_only_then(
+    pure: int, real: int, check: int, tmp_path: Path
+) -> None:
+    programs, scripts = tmp_path / "venv" / "bin", tmp_path / "scripts"
+    programs.mkdir(parents=True)
+    scripts.mkdir()
+    (scripts / "test").write_text((ROOT / "scripts" / "test").read_text())
+    (scripts / "environment.sh").write_text(
+        f"root={tmp_path} venv={tmp_path}/venv state={tmp_path}\n"
+        'say() { echo "$*" >&2; }\nprepare_environment() { :; }\n'
+    )
+    answers = dict.fromkeys(("ruff", "lint-imports"), "exit 0") | {"mypy": f"exit {check}"}
+    answers["python"] = f'case "$*" in *tests/unit*) exit {pure} ;; *) exit {real} ;; esac'
+    for name, answer in answers.items():
+        (programs / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (programs / name).chmod(0o755)
+    done = ran("bash", scripts / "test", TMPDIR=str(tmp_path))
+    assert bool(done.returncode) == bool(pure or real or check), done.stderr
+    assert not list(tmp_path.glob("tmp.*"))
+
+
 def test_no_package_index_is_named() -> None:
     for script in [*PROGRAMS, ENVIRONMENT]:
         text = script.read_text()
