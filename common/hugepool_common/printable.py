@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 
 def printable(text: str) -> str:
     r"""Text with everything that is no character to be seen written as an escape.
@@ -13,6 +11,8 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
+    import unicodedata  # every command imports this module, and few texts come here
+
     return "".join(
         one
         if one == "\n" or one.isprintable() or unicodedata.category(one) == "Zs"
