@@ -154,6 +154,20 @@ def varied_stencil(edge: int, seed: int = 0) -> CsrMatrix:
     return dataclasses.replace(made, data=values)
 
 
+def symmetric_stencil(edge: int, seed: int = 0) -> CsrMatrix:
+    """The same structure with a value of its own for every pair of neighbours, on both sides."""
+    made = generators.stencil(edge)
+    size = np.uint64(made.shape[0])
+    rows = np.repeat(np.arange(made.shape[0], dtype=np.uint64), np.diff(made.indptr))
+    columns = made.indices.astype(np.uint64)
+    pair = np.minimum(rows, columns) * size + np.maximum(rows, columns) + np.uint64(seed)
+    pair *= np.uint64(0x9E3779B97F4A7C15)
+    pair ^= pair >> np.uint64(29)
+    pair *= np.uint64(0xBF58476D1CE4E5B9)
+    values = (pair >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 0.5
+    return dataclasses.replace(made, data=values)
+
+
 def arrow(rows: int, seed: int = 0) -> CsrMatrix:
     """A full first row, a full first column and the diagonal: ``3 * rows - 2`` entries."""
     generator = np.random.default_rng([seed, rows])
@@ -265,6 +279,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "stencil-varied": Recipe(
         varied_stencil,
+        lambda entries: max(1, round(math.cbrt(entries / STENCIL_POINTS))),
+        local=True,
+    ),
+    "stencil-symmetric": Recipe(
+        symmetric_stencil,
         lambda entries: max(1, round(math.cbrt(entries / STENCIL_POINTS))),
         local=True,
     ),

@@ -39,10 +39,21 @@ from peers import PRODUCT_PEERS
 from report import Contest, new_run, publish
 from setting import Setting, stream_nbytes
 
-FORMS = ("auto", "direct", "binned", "ordered", "repeated", "narrow", "compact")
+FORMS = (
+    "auto",
+    "direct",
+    "binned",
+    "ordered",
+    "repeated",
+    "mirrored",
+    "narrow",
+    "compact",
+    "bfloat16",
+)
 _PLAN_BYTES = 36
 """Of an entry, in all forms together, at most."""
-_ROUNDING_32 = 2.0**-24
+_ROUNDINGS = {"compact": 2.0**-24, "bfloat16": 2.0**-8}
+"""Storages that round, and by how much a value."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +113,8 @@ def product_contest(setting: Setting, options: Options, text: str) -> Contest:
         + 32 * matrix.shape[0]
     )
     x = np.random.default_rng([options.seed, matrix.shape[1]]).random(matrix.shape[1])
-    reference, loose = _references(matrix, x)
+    references = _references(matrix, x)
+    reference = references["exact"]
     objects = {pages: _share(setting, pages, matrix, x) for pages in setting.pools}
     limits, streams, work = setting.limit_contenders(objects, matrix.nbytes)
     planned: list[Planned] = []
@@ -128,7 +140,7 @@ def product_contest(setting: Setting, options: Options, text: str) -> Contest:
             made = _planned(setting, options, pages, form, roles)
             if made is not None:
                 planned.append(made)
-                bound = loose if form == "compact" else reference
+                bound = references.get(form, reference)
                 contenders += plan_contenders(
                     setting, made, array(roles, "x"), out, options.workers, bound
                 )
@@ -157,8 +169,8 @@ def product_contest(setting: Setting, options: Options, text: str) -> Contest:
     return contest
 
 
-def _references(matrix: CsrMatrix, x: np.ndarray[Any, Any]) -> tuple[Reference, Reference]:
-    """SciPy's product, and what may differ: by order of summation, and by float32 values too."""
+def _references(matrix: CsrMatrix, x: np.ndarray[Any, Any]) -> dict[str, Reference]:
+    """SciPy's product, and what may differ by the storage of a plan: its rounding of values too."""
     sparse = import_sparse("the reference")
     shape, parts = matrix.shape, (matrix.indices, matrix.indptr)
     expected = sparse.csr_array((matrix.data, *parts), shape=shape) @ x
@@ -166,10 +178,10 @@ def _references(matrix: CsrMatrix, x: np.ndarray[Any, Any]) -> tuple[Reference, 
     magnitude = sparse.csr_array((np.abs(matrix.data), *parts), shape=shape) @ np.abs(x)
     entries_of_row = np.maximum(np.diff(matrix.indptr), 1)
     bound = 2 * entries_of_row * np.finfo(np.float64).eps * magnitude
-    return (
-        Reference(expected, bound, "SciPy's A @ x"),
-        Reference(expected, bound + _ROUNDING_32 * magnitude, "SciPy's A @ x"),
-    )
+    return {
+        storage: Reference(expected, bound + rounding * magnitude, "SciPy's A @ x")
+        for storage, rounding in (("exact", 0.0), *_ROUNDINGS.items())
+    }
 
 
 def _share(
@@ -207,7 +219,7 @@ def _planned(
     workers = max(options.workers)
     matrix = roles["A"]
     assert isinstance(matrix, SharedMatrix)
-    choice: dict[str, Any] = {"storage": "compact"} if form == "compact" else {"form": form}
+    choice: dict[str, Any] = {"storage": form} if form in _ROUNDINGS else {"form": form}
     return build_plan(
         setting,
         form,

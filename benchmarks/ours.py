@@ -179,7 +179,7 @@ def plan_notes(planned: Sequence[Planned], found: Sequence[Entry]) -> list[PlanN
         times = {
             other.form: _median(_measured_as(other, found), other.pages, found)
             for other in planned
-            if other.pages == one.pages and other.form != "compact"
+            if other.pages == one.pages and other.form not in ("compact", "bfloat16")
         }
         mine = _median((name, workers), one.pages, found)
         rivals = {form: ns for form, ns in times.items() if form != one.form and ns}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hugepool.listener import START_REMEDY, probe
+from hugepool.listener import START_REMEDY, NotAdmittedError, probe
 from hugepool_common.errors import CoordinatorUnreachableError
 from hugepool_common.paths import default_addresses, service_address
 from hugepool_common.settings import Settings, read_settings
@@ -17,10 +17,17 @@ def local_address(address: str | None) -> str:
     ------
     CoordinatorUnreachableError
         There is none.
+    NotAdmittedError
+        There seems to be one, that this user may not connect to.
     """
     settings = read_settings()
-    found = address or settings.address or local_service(settings)
+    found: str | None = address or settings.address
+    refusals: list[NotAdmittedError] = []
+    if not found:
+        found = local_service(settings, refusals)
     if found is None:
+        if refusals:
+            raise refusals[0]
         raise CoordinatorUnreachableError(
             "no coordinator runs here",
             where=" or ".join(default_addresses(settings.runtime_dir)),
@@ -30,8 +37,18 @@ def local_address(address: str | None) -> str:
     return found
 
 
-def local_service(settings: Settings) -> str | None:
+def local_service(settings: Settings, refusals: list[NotAdmittedError] | None = None) -> str | None:
     """Address of a local coordinator that accepts connections of this user.
+
+    Parameters
+    ----------
+    settings
+        Where it may be.
+    refusals
+        Takes the errors of those that do not accept them.
+
+    Notes
+    -----
 
     A directory below ``/tmp`` may have been made by anybody: only a coordinator of
     this user or of root is taken there. ``/run`` is root's, and what listens in its
@@ -40,6 +57,10 @@ def local_service(settings: Settings) -> str | None:
     for address in default_addresses(settings.runtime_dir):
         try:
             listener = probe(address)
+        except NotAdmittedError as error:
+            if refusals is not None:
+                refusals.append(error)
+            continue
         except CoordinatorUnreachableError:
             continue
         if listener.uid in (os.geteuid(), 0) or address == service_address():

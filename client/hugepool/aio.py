@@ -155,6 +155,7 @@ class AsyncPool:
     run = _awaited(Pool.run)
     plan_gather = _awaited(Pool.plan_gather, _destroy_it)
     plan_matvec = _awaited(Pool.plan_matvec, _destroy_it)
+    plan_rmatvec = _awaited(Pool.plan_rmatvec, _destroy_it)
     run_plan = _awaited(Pool.run_plan)
     start_workers = _awaited(Pool.start_workers)
     stats = _awaited(Pool.stats)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -36,6 +36,23 @@ from hugepool_common.messages import (
 )
 from hugepool_common.spec import ArraySpec, PageReport, Part, check_name
 from hugepool_common.units import format_bytes
+
+
+def _refusing(symbol: str, *, reflected: bool = False) -> Callable[[Any, Any], Any]:
+    """An operator of handles, which are no arrays: says what to write instead."""
+
+    def operator(self: SharedObject, other: Any) -> Any:
+        # What knows arrays, such as an ndarray or a Dask array, has its own answer to a handle.
+        if type(other) not in _PLAIN and not isinstance(other, (SharedObject, list, tuple)):
+            return NotImplemented
+        if isinstance(other, SharedObject) and type(other) is not type(self) and not reflected:
+            return NotImplemented  # a matrix knows better what to write
+        raise self._no_operator(symbol, other, reflected)
+
+    return operator
+
+
+_PLAIN = (bool, int, float, complex)
 
 
 class SharedObject:
@@ -178,7 +195,8 @@ class SharedObject:
 
     def destroy_with_handle(self) -> None:
         """Have the name removed when this handle is detached or forgotten."""
-        self._destroyer = weakref.finalize(self, self._channel.post_later, Destroy(self.name))
+        destroy = Destroy(self.name, self._info.segment.segment_id)
+        self._destroyer = weakref.finalize(self, self._channel.post_later, destroy)
         self._destroyer.atexit = False  # the session's end does it
 
     def prove(self) -> PageReport:
@@ -302,6 +320,7 @@ class SharedObject:
         return self._mapping
 
     def _array(self, role: str) -> np.ndarray[Any, Any]:
+        self._channel.check_lease()
         if role not in self._arrays:
             part = next(part for part in self.spec.parts if part.role == role)
             self._arrays[role] = self._attached().array(part)
@@ -310,6 +329,7 @@ class SharedObject:
     def byte_views(self) -> list[memoryview]:
         """The parts of the object as bytes, in order and without a copy; padding is in none."""
         mapping = self._attached()
+        self._channel.check_lease()
         return [
             mapping.array(Part(part.role, "|u1", (part.nbytes,), part.offset)).data
             for part in self.spec.parts
@@ -339,11 +359,45 @@ class SharedObject:
                 "and attach other rows on the far side"
             )
         self._attached()
+        self._channel.check_lease()
         self.check_known()
         # By name, for to attach again is for a layer above this one.
         handover = importlib.import_module("hugepool.handover")
         reduced: tuple[object, ...] = handover.reduced(self, self._channel.address)
         return reduced
+
+    if not TYPE_CHECKING:  # for whom every attribute would be there
+
+        def __getattr__(self, name: str) -> Any:
+            # Only for what is not found; whoever looks for a protocol's method gets a plain answer.
+            hint = "" if name.startswith("_") else self._instead_of(name)
+            raise AttributeError(
+                f"{type(self).__name__!r} has no attribute {name!r}{f'; {hint}' if hint else ''}",
+                name=name,
+                obj=self,
+            )
+
+    def _instead_of(self, attribute: str) -> str:
+        """What to write instead of an attribute that handles do not have; empty if unknown."""
+        return ""
+
+    def _no_operator(self, symbol: str, other: object, reflected: bool) -> TypeError:
+        left, right = called(self), called(other)
+        if reflected:
+            left, right = right, left
+        return TypeError(
+            f"no {left} {symbol} {right}: a handle is no array; {self._compute_with()}"
+        )
+
+    def _compute_with(self) -> str:
+        return "compute with the arrays that it has"
+
+    __add__, __radd__ = _refusing("+"), _refusing("+", reflected=True)
+    __sub__, __rsub__ = _refusing("-"), _refusing("-", reflected=True)
+    __mul__, __rmul__ = _refusing("*"), _refusing("*", reflected=True)
+    __truediv__, __rtruediv__ = _refusing("/"), _refusing("/", reflected=True)
+    __pow__, __rpow__ = _refusing("**"), _refusing("**", reflected=True)
+    __matmul__, __rmatmul__ = _refusing("@"), _refusing("@", reflected=True)
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
@@ -364,6 +418,11 @@ class SharedObject:
 
     def _shown(self) -> str:
         return f"{self.shape} {self.dtype}"
+
+
+def called(value: object) -> str:
+    """How an operand is called in an error."""
+    return value.name if isinstance(value, SharedObject) else type(value).__name__
 
 
 class SharedArray(SharedObject):
@@ -426,6 +485,12 @@ class SharedArray(SharedObject):
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def _instead_of(self, attribute: str) -> str:
+        return f"write .array.{attribute}" if hasattr(np.ndarray, attribute) else ""
+
+    def _compute_with(self) -> str:
+        return "compute with its .array"
 
     @property
     def ndim(self) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from hugepool.array import SharedArray, SharedObject
 from hugepool.kernels.base import Array
-from hugepool.kernels.plan_parts import Part
+from hugepool.kernels.plan_parts import Part, Stored
 from hugepool.kernels.samples import copy_ns_per_byte
 from hugepool.phases import Phase, elapsed_ns
 from hugepool.plan_record import PlanSegment
@@ -80,10 +80,11 @@ class Build:
         with self.timed():
             return self.session.make_payload(SharedArray, spec)
 
-    def done(self, payload: SharedObject, *scratch: Member) -> Built:
+    def done(self, payload: SharedObject, *scratch: Member, stored: Stored | None = None) -> Built:
         """Seal it."""
         payload.seal()
-        return Built(self.form, payload, scratch, self.taken_ns)
+        values = "" if stored is None else stored.values
+        return Built(self.form, payload, scratch, self.taken_ns, values)
 
     @contextmanager
     def or_nothing(self, payload: SharedObject) -> Iterator[None]:

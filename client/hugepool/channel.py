@@ -7,6 +7,9 @@ session up with it and asks again; elsewhere it is told. A channel belongs to th
 that opened it: after ``fork`` the child's copy refuses to work, because two processes
 cannot share one session.
 
+Over TCP the coordinator's process is not to be seen, and a session lives by a lease that a thread
+renews (`renewal`). When that is over, or may be, everything here is refused (`fence`).
+
 Threads share a channel: each waits for the reply to its own request. One of them is *at the
 socket*, and alone uses the session and its books; what comes for others it notes and tells them of.
 Who has something to send wakes it, and takes its place.
@@ -14,7 +17,9 @@ Who has something to send wakes it, and takes its place.
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +31,13 @@ from hugepool.holdings import Claim
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
 from hugepool.place import Place
+from hugepool.renewal import Renewal
 from hugepool.session import Session, check_descriptors, expected
 from hugepool.succession import Succession, too_late
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     DetachedError,
+    LeaseExpiredError,
     RequestTimeoutError,
     SegmentChangedError,
 )
@@ -49,6 +56,8 @@ from hugepool_common.messages import (
     Notice,
     Publish,
     Published,
+    Renew,
+    Renewed,
     Reply,
     Stats,
     SubmitJob,
@@ -57,7 +66,9 @@ from hugepool_common.messages import (
 from hugepool_common.settings import read_settings
 from hugepool_common.spec import Segment
 
-CANCEL_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 2.0
+"""How long Ctrl-C waits for a request to be taken back; what it grants later is given back then."""
+
 GOODBYE_TIMEOUT_S = 2.0
 
 _TAKEN_BACK_AT = (Attach, CreateArray, Describe, List, Stats, SubmitJob)
@@ -74,7 +85,7 @@ class Channel:
     Parameters
     ----------
     address
-        ``ipc://`` and the path of the coordinator's socket.
+        ``ipc://`` and the path of the coordinator's socket, or ``tcp://127.0.0.1:PORT``.
     client
         What this client calls itself in the coordinator's lists.
 
@@ -88,10 +99,14 @@ class Channel:
 
     def __init__(self, address: str, *, client: str = "python") -> None:
         self.address = address
+        self.batches = threading.Lock()
+        """Held from the first to the last part of a batch of names: a session has one at a time."""
         self._owner_pid = os.getpid()
         patience_s = read_settings().reconnect_s
         self._present = Present()
         self._ledger = Ledger()
+        self._leaving = False
+        self._silent = False
         self._closed = False
         check_descriptors(address)
         self._place = Place()
@@ -101,16 +116,33 @@ class Channel:
             self._place.close()
             raise
         self._succession = Succession(self._session, self._ledger, patience_s)
+        self._renewal: Renewal | None = None
+        if self.over_tcp:
+            try:
+                self._renewal = Renewal(self._session.fence, self.renew)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._closed
+        return self._leaving or self._closed
+
+    @property
+    def over_tcp(self) -> bool:
+        """Whether the session lives by a lease, and not by this process's own life."""
+        return self._session.coordinator_uid is None
 
     @property
     def inherited(self) -> bool:
         """Whether this is a forked child's copy, which is good for nothing."""
         return os.getpid() != self._owner_pid
+
+    @property
+    def silent(self) -> bool:
+        """Whether the coordinator lives and left unanswered what was taken back, and all since."""
+        return self._silent
 
     @property
     def reunions(self) -> int:
@@ -175,6 +207,8 @@ class Channel:
             The coordinator ended, and none came in its place.
         JobInterruptedError
             One did, and the request was a job.
+        LeaseExpiredError
+            The session was one over TCP, and is over.
         RequestTimeoutError
             No reply in time.
         DetachedError
@@ -189,7 +223,7 @@ class Channel:
         nested = place.mine
         try:
             place.enter(call)
-            self._check_usable()
+            self._check_open()
             if call is not None:
                 call.check()
             correlation = self._session.next_number()
@@ -216,7 +250,27 @@ class Channel:
             except BaseException:  # Ctrl-C, just as it began
                 place.leave(nested)
                 raise
-        return expected(message, answer, reply)
+        try:
+            return expected(message, answer, reply)
+        except LeaseExpiredError:
+            self._session.fence.end()
+            raise
+
+    def renew(self) -> None:
+        """Begin the lease of a session over TCP anew; where the link is lost, over a new one."""
+        sent_ns = self._session.fence.now_ns()  # before it waits for anything
+        self.request(Renew(), Renewed)
+        self._session.fence.confirm(sent_ns)
+
+    def check_lease(self) -> None:
+        """Refuse to use what this session holds when it may not hold it any more.
+
+        Raises
+        ------
+        LeaseExpiredError
+            The session is one over TCP, and is over.
+        """
+        self._session.fence.check()
 
     def _give_up(self, correlation: int, nested: bool) -> None:
         """Take back a request whose outcome nobody will hold."""
@@ -233,8 +287,10 @@ class Channel:
             # Replies come in order: what is not found now was answered before, or never sent.
             if isinstance(answer, Cancelled) and answer.found:
                 self._wait(correlation, deadline, None, nested)
-        except (CoordinatorUnreachableError, RequestTimeoutError):
+        except CoordinatorUnreachableError:
             pass
+        except RequestTimeoutError:
+            self._silent = self._ledger.reply(cancel) is None
         finally:
             self._place.come_back()
             self._ledger.forget(cancel)
@@ -258,9 +314,11 @@ class Channel:
         Raises
         ------
         SegmentChangedError
-            The coordinator names a file of somebody else.
+            The coordinator names a file of somebody else; or, over TCP, one that is not here.
         """
-        if segment.owner_uid != self._session.coordinator_uid:
+        if self.over_tcp:
+            _check_is_here(segment)
+        elif segment.owner_uid != self._session.coordinator_uid:
             raise SegmentChangedError(
                 "the segment does not belong to the coordinator",
                 needed=f"uid {self._session.coordinator_uid}",
@@ -273,7 +331,7 @@ class Channel:
         self._check_process()
         nested = self._place.enter()
         try:
-            self._check_usable()
+            self._check_open()
             self._session.send(self._session.next_number(), message)
         except LinkEnded:
             pass  # the next call that waits finds this out
@@ -292,7 +350,7 @@ class Channel:
         """Send what was to be sent with the next request, if there is anybody to send it to."""
         nested = self._place.enter()
         try:
-            if not self._closed:
+            if not (self._closed or self._session.fence.over):
                 self._send_abandoned()
         finally:
             self._place.leave(nested)
@@ -362,9 +420,13 @@ class Channel:
             if self._closed:
                 return  # by another thread, just now
             if goodbye:
+                self._leaving = True  # what others asked before may still be answered
+            if goodbye and not self._session.fence.over:
                 self._say_goodbye(nested)
                 self._place.enter()
             self._closed = True
+            if self._renewal is not None:
+                self._renewal.stop()
             self._session.close()
             self._place.close()
         finally:
@@ -372,7 +434,7 @@ class Channel:
 
     def _say_goodbye(self, nested: bool) -> None:
         correlation = self._session.next_number()
-        deadline = _deadline(GOODBYE_TIMEOUT_S)
+        deadline = _deadline(0.0 if self._silent else GOODBYE_TIMEOUT_S)
         try:
             self._submit(correlation, Goodbye())
             self._wait(correlation, deadline, None, nested)
@@ -386,13 +448,22 @@ class Channel:
         ------
         DetachedError
             The channel is closed, or this is a forked child.
+        LeaseExpiredError
+            The session was one over TCP, and is over.
         """
         self._check_process()
-        self._check_usable()
+        self._check_open()
+        self._session.fence.check()
+
+    def _check_open(self) -> None:
+        """Refuse what the coordinator would be asked after our goodbye."""
+        if self.closed:
+            raise closed_error()
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise DetachedError("the pool is closed", remedy="call hugepool.connect() again")
+            raise closed_error()
+        self._session.fence.check()
 
     def _check_process(self) -> None:
         if self.inherited:
@@ -414,7 +485,7 @@ class Channel:
                 if not self._session.left:  # whoever is at the socket has found one
                     place.enter(call)
                     break
-                if place.come(nested, seen, deadline):
+                if place.come(nested, seen, self._session.in_time(deadline)):
                     break
             self._check_usable()
 
@@ -465,7 +536,7 @@ class Channel:
             if answer is not None:
                 return answer
             self._look_around(deadline, call)
-            if not place.come(nested, seen, deadline):
+            if not place.come(nested, seen, self._session.in_time(deadline)):
                 continue
             self._check_usable()  # it may have been closed since
             try:
@@ -478,10 +549,11 @@ class Channel:
 
     def _take_in_one(self, deadline: float | None, watch: Sequence[int] = ()) -> bool:
         """Wait for a message, and note it; False if none came before something else did."""
-        ready = self._session.wait(deadline, watch)
+        ready = self._session.wait(self._session.in_time(deadline), watch)
         self._place.was_woken(ready)
         if self._session.take(ready) is None:
             return False
+        self._silent = False
         self._place.tell()
         return True
 
@@ -510,6 +582,29 @@ class Channel:
             if found.segment.segment_id == request.segment_id:
                 return Published(found)
         return reunion.second_answer(request, answer)
+
+
+def closed_error() -> DetachedError:
+    """What whoever uses a session that is over is told."""
+    return DetachedError("the pool is closed", remedy="call hugepool.connect() again")
+
+
+def _check_is_here(segment: Segment) -> None:
+    """Over TCP a client may be anywhere; say so before the kernel says that there is no file."""
+    try:
+        status = os.stat(segment.path, follow_symlinks=False)
+        here = (status.st_dev, status.st_ino) == (segment.device, segment.inode)
+    except OSError as error:
+        here = error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
+    if not here:
+        raise SegmentChangedError(
+            "the memory of this array is not to be seen here, or is gone: arrays are mapped where "
+            "the coordinator's memory is, and TCP brings none",
+            needed=f"device {segment.device}, inode {segment.inode}",
+            where=segment.path,
+            remedy="work on the coordinator's machine; in a container, with its /dev/shm or "
+            "hugetlbfs mount",
+        )
 
 
 def _deadline(timeout_s: float | None) -> float | None:

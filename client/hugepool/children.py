@@ -6,6 +6,7 @@ sockets and locks. Each watches the pid of its parent and ends with it.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -13,11 +14,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from hugepool.crew_cpus import unpinned
-from hugepool_common.errors import CoordinatorUnreachableError
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    HugepoolError,
+    NotEnoughMemoryError,
+    NoWorkersError,
+)
 from hugepool_common.paths import RUNTIME_VARIABLE, socket_fits
 
 RUN_MODULE = ("-P", "-m")
@@ -36,35 +43,40 @@ class EmbeddedCoordinator:
     ------
     CoordinatorUnreachableError
         It did not start; the message carries what it said.
+    NotEnoughMemoryError
+        This process has no descriptor left, or may have no further child.
     """
 
     def __init__(self) -> None:
         # The coordinator makes the directory and removes it, also if we are killed.
         self._directory = _free_directory()
-        ready_reader, ready_writer = os.pipe()
-        # Its messages go to a file without a name: not to the user's terminal, nor
-        # to a pipe that nobody drains.
-        with tempfile.TemporaryFile() as log, unpinned():
-            try:
-                self._process = subprocess.Popen(
-                    [
-                        *(sys.executable, *RUN_MODULE, "hugepool_server"),
-                        *("--runtime-dir", self._directory),
-                        *("--parent", str(os.getpid())),
-                        *("--ready-fd", str(ready_writer)),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[ready_writer],
-                    start_new_session=True,  # Ctrl-C is for us to handle, then to pass on
-                )
-            finally:
-                os.close(ready_writer)
-            self.address = self._wait_ready(ready_reader, log)
+        with ExitStack() as opened:
+            with _starting("a private coordinator", CoordinatorUnreachableError):
+                reader, writer = os.pipe()
+                ready = opened.enter_context(open(reader, "rb"))
+                writer_end = opened.enter_context(open(writer, "wb"))
+                # Its messages go to a file without a name: not to the user's terminal, nor
+                # to a pipe that nobody drains.
+                log = opened.enter_context(tempfile.TemporaryFile())
+                with unpinned():
+                    self._process = subprocess.Popen(
+                        [
+                            *(sys.executable, *RUN_MODULE, "hugepool_server"),
+                            *("--runtime-dir", self._directory),
+                            *("--parent", str(os.getpid())),
+                            *("--ready-fd", str(writer)),
+                        ],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=[writer],
+                        start_new_session=True,  # Ctrl-C is for us to handle, then to pass on
+                    )
+            writer_end.close()
+            self.address = self._wait_ready(ready, log)
 
-    def _wait_ready(self, reader: int, log: IO[bytes]) -> str:
-        with open(reader, "rb") as ready:
+    def _wait_ready(self, ready: IO[bytes], log: IO[bytes]) -> str:
+        with ready:
             poller = select.poll()  # select() takes no descriptor above 1023
             poller.register(ready, select.POLLIN)
             line = ready.readline() if poller.poll(START_TIMEOUT_S * 1000) else b""
@@ -107,8 +119,34 @@ def _free_directory() -> str:
     return os.path.join(usable[0] if usable else "/tmp", name)  # and let the coordinator say why
 
 
+@contextmanager
+def _starting(what: str, kind: type[HugepoolError]) -> Iterator[None]:
+    """Tell why a child cannot be started."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{what} cannot be started: {error.strerror or error}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise NotEnoughMemoryError(
+                message, needed="a few free descriptors", remedy="raise them with: ulimit -n"
+            ) from error
+        if error.errno in (errno.EAGAIN, errno.ENOMEM):
+            raise NotEnoughMemoryError(
+                message, remedy="raise the limit of tasks (ulimit -u, TasksMax=), or free memory"
+            ) from error
+        raise kind(message, where=str(error.filename or "")) from error
+
+
 def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start one worker process for the coordinator at `address`, pinned to `cpus` if given."""
+    """Start one worker process for the coordinator at `address`, pinned to `cpus` if given.
+
+    Raises
+    ------
+    NoWorkersError
+        There is nothing to start.
+    NotEnoughMemoryError
+        This process has no descriptor left, or may have no further child.
+    """
     command = [sys.executable, *RUN_MODULE, "hugepool.worker", "--address", address]
     command += ["--parent", str(os.getpid())]
     if cpus:
@@ -116,7 +154,7 @@ def start_worker(address: str, *, cpus: Sequence[int] = ()) -> subprocess.Popen[
     # The crew splits the work; a kernel's library must not start threads of its own.
     environment = dict.fromkeys(_ONE_THREAD, "1") | dict(os.environ)
     environment.pop(RUNTIME_VARIABLE, None)
-    with unpinned():
+    with _starting("a worker", NoWorkersError), unpinned():
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )

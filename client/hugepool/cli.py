@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
 import sys
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,6 +21,7 @@ from hugepool_common.errors import (
 )
 from hugepool_common.printable import printable
 from hugepool_common.settings import CONFIG_VARIABLE
+from hugepool_common.usage import wrong_use
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -84,6 +87,18 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was called; what is wrong with its options is told as its own."""
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            name = context.invoked_subcommand
+            if error.ctx is None and name is not None and name in _COMMANDS:
+                command = self.get_command(context, name)
+                assert command is not None
+                error.ctx = click.Context(command, info_name=name, parent=context)
+            raise
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -117,15 +132,67 @@ def main() -> None:
     # A closed stream (`>&-`) is None to Python; the rest of the program writes to what it has.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: better that than nothing
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Output.over(sys.stdout)
+    try:
+        _run()
+    except SystemExit as ended:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            _stop_writing()
+            if not ended.code:
+                if not isinstance(error, BrokenPipeError):
+                    _tell_error(error)
+                sys.exit(EXIT_FAILURE)
+        raise
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output, whose errors say that it is what cannot be written."""
+
+    @classmethod
+    def over(cls, stream: io.TextIOWrapper) -> _Output:
+        """In place of another, which must not be used any more."""
+        encoding, errors = stream.encoding, stream.errors
+        if errors == "strict" or encoding.lower() != "utf-8":
+            errors = "backslashreplace"  # as stderr: better that than nothing
+        buffered = stream.line_buffering
+        return cls(stream.detach(), encoding, errors, line_buffering=buffered)
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise _of_output(error) from None
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _of_output(error) from None
+
+
+def _of_output(error: OSError) -> OSError:
+    return type(error)(error.errno, error.strerror, "standard output")
+
+
+def _stop_writing() -> None:
+    """Let nothing more be written: what is left would be tried again at the very end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+
+
+def _run() -> None:
+    """Run a command; SystemExit has its status, and what went wrong was told."""
     try:
         status = hugepool.main(standalone_mode=False)
-        sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except BrokenPipeError:
         # Whoever read our output has enough, as `head` has; nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_writing()
         sys.exit(EXIT_FAILURE)
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
@@ -133,7 +200,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        print(printable(_wrong(error)), file=sys.stderr)
+        print(wrong_use(error, "hugepool"), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -145,21 +212,19 @@ def main() -> None:
         _fail(error, EXIT_USAGE)
     except (HugepoolError, OSError) as error:
         _fail(error, EXIT_FAILURE)
+    finally:
+        # The interpreter would look through all modules for cycles once more, on its way out:
+        # a tenth of what a short command takes.
+        gc.freeze()
 
 
-def _wrong(error: click.ClickException) -> str:
-    """What is wrong, on one line; of a command's use, also where that is told."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "hugepool"
-    message = " ".join(error.format_message().split()).rstrip(".")
-    if not isinstance(error, click.UsageError):
-        return f"{path}: {message}"
-    return f"{path}: {message}; see: {path} --help"
+def _fail(error: Exception, status: int) -> NoReturn:
+    _tell_error(error)
+    sys.exit(status)
 
 
-def _fail(error: Exception, status: int) -> None:
+def _tell_error(error: Exception) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.strerror}: {error.filename}"
     print(f"hugepool: {printable(text)}", file=sys.stderr)
-    sys.exit(status)

@@ -130,6 +130,9 @@ class Computing(Products):
                 raise InvalidSpecError(
                     "gather takes an array of one axis or more and integer indices",
                     had=f"x {x_spec.shape} {x_spec.dtype}, idx {idx_spec.dtype}",
+                    remedy="of a mask, gather by np.flatnonzero(mask)"
+                    if idx_spec.dtype == "|b1"
+                    else "",
                 )
             shape = idx_spec.shape + x_spec.shape[1:]
             rows = partition.by_rows(math.prod(idx_spec.shape), count)

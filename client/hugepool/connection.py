@@ -27,7 +27,8 @@ def connect(
     Parameters
     ----------
     address
-        ``ipc://PATH`` of a running one, or ``"embedded"`` for a private one. Default: the
+        ``ipc://PATH`` of a running one, or ``"embedded"`` for a private one, or
+        ``tcp://127.0.0.1:PORT`` of one that takes clients over TCP. Default: the
         setting (``$HUGEPOOL_ADDRESS``), else the local service's socket if somebody
         listens there, else a private coordinator, a child process that ends with this one.
     huge_pages
@@ -47,7 +48,8 @@ def connect(
     InvalidSpecError
         An argument, or a setting, has no such value.
     NotEnoughMemoryError
-        This process, or the coordinator, has too few descriptors left.
+        This process, or the coordinator, has too few descriptors, threads or too little
+        address space left.
     UnsupportedPlatformError
         This is not Linux.
     """

@@ -428,7 +428,7 @@ class Crew:
                 made.detach()
             except ArrayBusyError:
                 pass  # an error under way holds views of it, and with the last one it goes
-            self._store.discard(name)
+            self._store.discard(made)
 
 
 def _norm_phases(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, TextIO
 
 import msgspec
@@ -85,7 +86,7 @@ def to_json(diagnosis: Diagnosis) -> str:
 
 def render(diagnosis: Diagnosis, stream: TextIO) -> None:
     """Write the diagnosis for a reader: with colours to a terminal, else as plain text."""
-    if stream.isatty():
+    if stream.isatty() and not os.environ.get("NO_COLOR"):
         _render_rich(diagnosis, stream)
     else:
         stream.write(_plain(diagnosis))

@@ -185,7 +185,10 @@ def _notes(host: Host, room: int) -> tuple[str, ...]:
             f"{format_bytes(limit.limit_bytes)}; arrays in /dev/shm count against it, those on "
             "hugetlbfs do not"
         )
-    if host.memory_headroom_bytes < room:
+    too_large = host.past_all_memory(room)
+    if too_large:
+        notes.append(f"{too_large}: no command makes room for {format_bytes(room)} of arrays")
+    elif host.memory_headroom_bytes < room:
         notes.append(
             f"only {format_bytes(host.memory_headroom_bytes)} of memory are free: there is no room "
             f"for {format_bytes(room)} of arrays outside the huge-page pool"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
+import stat
 import struct
 import tokenize
 import zipfile
@@ -37,6 +39,9 @@ _DAMAGED = (
 """What NumPy's and SciPy's readers and the decompressors raise over a damaged file."""
 
 _TEXT_ENDINGS = (".mtx", ".mtx.gz", ".mtx.bz2")
+
+ENDINGS = (".npy", ".npz", ".safetensors", ".arrow", ".feather", *_TEXT_ENDINGS)
+"""How the files are named that can be read."""
 
 
 def is_matrix_file(path: str) -> bool:
@@ -117,8 +122,41 @@ def open_arrays(path: str) -> ArrayFile:
     MissingExtraError
         Arrow files need pyarrow.
     """
-    kind = _ARRAY_FILES.get(os.path.splitext(path.lower())[1], NpyFile)
-    return kind(path)
+    check_regular(path)
+    ending = os.path.splitext(path.lower())[1]
+    try:
+        return _ARRAY_FILES.get(ending, NpyFile)(path)
+    except InvalidSpecError as error:
+        if ending in _ARRAY_FILES or ending == ".npy":
+            raise
+        raise InvalidSpecError(
+            f"the ending {ending!r} is not known, and the file is no .npy file either",
+            needed=f"a file named {' '.join(ENDINGS)}",
+            where=path,
+        ) from error
+
+
+def check_regular(path: str) -> None:
+    """Refuse what cannot be read more than once, or from anywhere: a pipe, a device.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing of this name.
+    IsADirectoryError
+        It is a directory.
+    InvalidSpecError
+        It is no file.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        raise InvalidSpecError(
+            "only a regular file can be read into shared memory, no pipe and no device",
+            where=path,
+            remedy="write the data to a file first",
+        )
 
 
 def chosen(file: ArrayFile, member: str | None, path: str) -> str:
@@ -133,6 +171,8 @@ def chosen(file: ArrayFile, member: str | None, path: str) -> str:
         return file.members[0]
     if member is not None and member and list(file.members).count(member) == 1:
         return member
+    if not file.members:
+        raise InvalidSpecError("the file holds no array", where=path)
     shown = ", ".join(name[:40] for name in file.members[:20]) or "none"
     raise InvalidSpecError(
         f"the file holds no single array {member!r}" if member else "which of its arrays?",
@@ -170,7 +210,7 @@ def read_matrix(path: str, progress: Progress | None = None) -> CsrSource:
     MissingExtraError
         ``.mtx`` needs SciPy.
     """
-    os.stat(path)  # FileNotFoundError as everywhere in Python
+    check_regular(path)
     try:
         if path.lower().endswith(".npz"):
             return _read_npz(path)

@@ -4,8 +4,8 @@
 than a part. ``binned``: values are
 sorted into bins, then put in order (gather and product). ``ordered``: columns in order
 of their use, so that the part of x that is used most stays in a cache. ``repeated``: runs
-of rows that are one another's copies, shifted, written down once. ``narrow``: columns in
-16 bits.
+of rows that are one another's copies, shifted, written down once. ``mirrored``: the same of a
+symmetric matrix, half of its values kept. ``narrow``: columns in 16 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from hugepool import partition, products
 from hugepool.array import SharedArray, SharedObject
-from hugepool.kernels import binned, binned_product, narrow, ordered, repeated
+from hugepool.kernels import binned, binned_product, mirrored, narrow, ordered, repeated
 from hugepool.kernels.base import PlanArrays
 from hugepool.matrix import SharedMatrix
 from hugepool.phases import Phase
@@ -29,6 +29,7 @@ DIRECT = "direct"
 BINNED = "binned"
 ORDERED = "ordered"
 REPEATED = "repeated"
+MIRRORED = "mirrored"
 NARROW = "narrow"
 
 Operands = Mapping[str, SharedObject]
@@ -40,9 +41,9 @@ def phases(operation: str, form: str, operands: Operands, parts: int) -> tuple[P
     Parameters
     ----------
     operation
-        ``gather`` or ``matvec``.
+        ``gather``, ``matvec`` or ``rmatvec``.
     form
-        One of the five.
+        One of those above.
     operands
         ``x`` and ``out``; ``plan``, the payload; ``A`` of a matrix's plan; and scratch by role,
         that of :func:`cut_scratch` for as many parts included.
@@ -68,6 +69,8 @@ def cut_scratch(
     make
         Makes arrays.
     """
+    if (operation, form) == ("rmatvec", DIRECT):
+        return _rmatvec_scratch(operands, parts, make)
     if (operation, form) != ("matvec", DIRECT):
         return {}
     indptr = cast(SharedMatrix, operands["A"]).indptr
@@ -76,6 +79,22 @@ def cut_scratch(
     dtype = cast(SharedArray, operands["out"]).spec.dtype
     made = make((Member("bounds", "<i8", 2 * (parts + 1)), Member("carry", dtype, 2 * parts)))
     made["bounds"].array[:] = np.concatenate(partition.merge_path(indptr, parts))
+    return made
+
+
+def _rmatvec_scratch(
+    operands: Operands, parts: int, make: Callable[[Sequence[Member]], dict[str, SharedArray]]
+) -> dict[str, SharedArray]:
+    """The rows of each part, and a result for each if there are several."""
+    matrix = cast(SharedMatrix, operands["A"])
+    columns = matrix.shape[1]
+    count = products.parts_of_transposed(matrix, parts)
+    members = [Member("bounds", "<i8", count + 1)]
+    if count > 1:
+        dtype = cast(SharedArray, operands["out"]).spec.dtype
+        members.append(Member("partial", dtype, count * columns))
+    made = make(members)
+    made["bounds"].array[:] = partition.by_nnz(matrix.indptr, count)
     return made
 
 
@@ -176,6 +195,24 @@ def _matvec_repeated(operands: Operands, parts: int) -> tuple[Phase, ...]:
     return (Phase("matvec_repeated", _only(operands, "plan", "x", "out"), rows),)
 
 
+def _matvec_mirrored(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    rows = partition.by_nnz(mirrored.mirrored_work(_arrays(operands)), parts)
+    return (Phase("matvec_mirrored", _only(operands, "plan", "x", "out"), rows),)
+
+
+def _rmatvec_direct(operands: Operands, parts: int) -> tuple[Phase, ...]:
+    bounds, out = cast(SharedArray, operands["bounds"]), cast(SharedArray, operands["out"])
+    count = bounds.shape[0] - 1
+    rows = tuple(min(part, count) for part in range(parts + 1))
+    partial = operands.get("partial", out)
+    product = {**_only(operands, "A", "x", "bounds"), "partial": partial}
+    first = Phase("rmatvec", product, rows, frozenset({"partial"}))
+    if partial is out:
+        return (first,)
+    columns = partition.by_rows(out.shape[0], parts)
+    return first, Phase("sum_parts", {"partial": partial, "out": out}, columns)
+
+
 _PHASES: dict[tuple[str, str], Callable[[Operands, int], tuple[Phase, ...]]] = {
     ("gather", DIRECT): _gather_direct,
     ("gather", BINNED): _gather_binned,
@@ -183,5 +220,8 @@ _PHASES: dict[tuple[str, str], Callable[[Operands, int], tuple[Phase, ...]]] = {
     ("matvec", BINNED): _matvec_binned,
     ("matvec", ORDERED): _matvec_ordered,
     ("matvec", REPEATED): _matvec_repeated,
+    ("matvec", MIRRORED): _matvec_mirrored,
     ("matvec", NARROW): _matvec_narrow,
+    ("rmatvec", DIRECT): _rmatvec_direct,
+    ("rmatvec", BINNED): _matvec_binned,
 }

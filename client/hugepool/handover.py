@@ -1,8 +1,8 @@
 """Handles that go to other processes: pickled as name and identity, attached again there.
 
 The bytes stay where they are. What is pickled is who to ask (the coordinator's address),
-for what (the name) and which object that was (its segment), so that a name which stands for
-something else by then is an error and never other data.
+for what (the name) and which object that was (its segment). A generation that was superseded
+since is found for as long as somebody has it; what is gone is an error and never other data.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ class Handover:
         Raises
         ------
         ArrayNotFoundError
-            It was destroyed since, or was published under another name.
+            It was destroyed since.
         SegmentChangedError
-            The name stands for another object now.
+            It is gone, and the name stands for another object now.
         CoordinatorUnreachableError
             The coordinator has ended.
         """
@@ -156,12 +156,13 @@ class Handover:
             return self._attach_at(pool_at(self.address))
 
     def _attach_at(self, pool: Pool) -> Any:
+        segment_id = int(self.identity[0])
         if self.writable:
             try:
-                return pool.attach(self.name, readonly=False)
+                return pool.attach_passed(self.name, segment_id, readonly=False)
             except ArraySealedError:
                 pass  # since it was passed on
-        return pool.attach(self.name)
+        return pool.attach_passed(self.name, segment_id, readonly=True)
 
 
 def identity_of(segment: Segment) -> tuple[int | str, ...]:

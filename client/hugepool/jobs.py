@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from hugepool import kernels
 from hugepool.array import SharedObject
 from hugepool.calls import Call
-from hugepool.channel import Channel
+from hugepool.channel import Channel, closed_error
 from hugepool.children import start_worker, stop_processes
 from hugepool.progress import Waiting
 from hugepool.timings import JobTimings
@@ -93,6 +93,8 @@ class JobRunner:
         self._reunions = channel.reunions
         self._reliance = _Reliance()
         self._starting = threading.RLock()
+        self._hiring = threading.RLock()  # never held for long, and may be met by a finalizer
+        self._stopped = False
 
     def run(
         self,
@@ -209,21 +211,47 @@ class JobRunner:
         Raises
         ------
         NoWorkersError
-            One ended, or took longer than two minutes to start.
+            One ended, or took longer than two minutes to start; or this session is one over TCP,
+            where no worker can be.
+        DetachedError
+            The pool is closed, perhaps just now.
         """
         self._channel.check_usable()  # as above
+        if self._channel.over_tcp:
+            raise NoWorkersError(
+                "too few workers are there, and a client over TCP can start none",
+                needed=f"{count} more",
+                where=self._channel.address,
+                remedy="on the coordinator's machine: hugepool worker -n 2",
+            )
         with self._starting, Waiting(f"starting {count} worker(s)"):
-            self._children[:] = [child for child in self._children if child.poll() is None]
             wanted = self._registered() + count
-            for number in range(count):
-                pinned = () if not cpus else (cpus[number % len(cpus)],)
-                self._children.append(start_worker(self._channel.address, cpus=pinned))
-            self._wait_registered(wanted, self._children[-count:])
+            with self._hiring:
+                self._children[:] = [child for child in self._children if child.poll() is None]
+            started = [
+                self._hire(() if not cpus else (cpus[number % len(cpus)],))
+                for number in range(count)
+            ]
+            self._wait_registered(wanted, started)
+
+    def _hire(self, pinned: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        """Start a worker that :meth:`stop` ends, whenever another thread calls it."""
+        with self._hiring:
+            if not self._stopped:
+                child = start_worker(self._channel.address, cpus=pinned)
+                self._children.append(child)
+            if not self._stopped:
+                return child
+        self.stop()  # once more: it was called in the middle, by a finalizer in this thread
+        raise closed_error()
 
     def stop(self) -> None:
-        """End the workers that this process started."""
-        stop_processes(self._children)
-        self._children.clear()
+        """End the workers that this process started; it starts no others from here on."""
+        with self._hiring:
+            self._stopped = True
+            children = list(self._children)
+            self._children.clear()
+        stop_processes(children)
 
     def _wait_registered(self, wanted: int, started: list[subprocess.Popen[bytes]]) -> None:
         pids = {child.pid for child in started}
@@ -235,6 +263,8 @@ class JobRunner:
             if pids <= {worker.pid for worker in workers} or _outside(workers) >= wanted:
                 return
             ended = [child for child in started if child.poll() is not None]
+            if self._stopped:  # looked at after the children: it is set before they are ended
+                raise closed_error()
             if ended or time.monotonic() > deadline:
                 raise NoWorkersError(
                     "a worker process did not start",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 from hugepool.channel import Channel
-from hugepool_common.errors import CoordinatorUnreachableError
+from hugepool_common.errors import CoordinatorUnreachableError, DetachedError
 
 
 class Lease:
@@ -42,5 +42,5 @@ class Lease:
             return
         try:
             self._channel.release(self._claim)
-        except CoordinatorUnreachableError:
-            pass
+        except (CoordinatorUnreachableError, DetachedError):
+            pass  # DetachedError: another thread closes the session, which gives everything back

@@ -17,10 +17,10 @@ import msgspec
 from hugepool.channel import Channel
 from hugepool.lease import Lease
 from hugepool_common.checksum import SLICE_BYTES, Look, checksum_of_file, read_whole
-from hugepool_common.errors import ChecksumError, InvalidSpecError
+from hugepool_common.errors import ChecksumError, HugepoolError, InvalidSpecError
 from hugepool_common.mapping import CancelFlag, Progress
 from hugepool_common.messages import Attach, Attached
-from hugepool_common.segment_file import open_segment
+from hugepool_common.segment_file import open_segment, refusal
 from hugepool_common.spec import Part, check_name
 
 
@@ -69,6 +69,8 @@ class LeasedFile:
         No such name.
     SegmentChangedError
         Its file is gone, or is another one.
+    NotEnoughMemoryError
+        This process has no descriptor left for it.
     """
 
     def __init__(self, channel: Channel, name: str) -> None:
@@ -78,8 +80,10 @@ class LeasedFile:
         try:
             channel.check_owner(self.info.segment)
             self._fd = open_segment(self.info.segment, writable=False)
-        except BaseException:
+        except BaseException as error:
             self._lease.release()
+            if isinstance(error, OSError) and not isinstance(error, HugepoolError):
+                raise refusal(error, self.info.segment.path, "opened") from error
             raise
 
     def read(

@@ -121,7 +121,8 @@ class Ledger:
     def _give_back(self, granted: Reply) -> None:
         if isinstance(granted, ArrayCreated):
             self.holdings.let_go(self.holdings.claim(granted.lease))
-            self.abandoned.append(Destroy(granted.array.spec.name))
+            array = granted.array
+            self.abandoned.append(Destroy(array.spec.name, array.segment.segment_id))
         elif isinstance(granted, Attached):
             self.holdings.let_go(self.holdings.claim(granted.lease))
             self.abandoned.append(Detach(granted.lease))
@@ -142,6 +143,11 @@ class Ledger:
         self.abandoned.popleft()
 
     # Between two coordinators -------------------------------------------------
+
+    def forget_segments(self) -> None:
+        """Another coordinator has taken the place of ours: its numbers mean other arrays."""
+        kept = [one for one in self.abandoned if not (isinstance(one, Destroy) and one.segment_id)]
+        self.abandoned = deque(kept)
 
     def settle_abandoned(self) -> None:
         """Before leases are told to the next coordinator: what nobody holds is not among them."""

@@ -25,6 +25,10 @@ was received and not yet read: the last words of a coordinator that stops."""
 
 _LAST_WORDS_MS = 1000
 
+_ROUTING_ID_BYTES = 32
+_HEARTBEAT_MS, _HEARTBEAT_PATIENCE_MS = 1000, 3000
+"""Over TCP: how often ZeroMQ asks the other end whether it is there, and when it hangs up."""
+
 
 Ready: TypeAlias = dict["zmq.Socket[bytes] | int", int]
 """What a wait found: sockets and descriptors with what they are ready for."""
@@ -69,13 +73,21 @@ class Link:
         self._wake: tuple[int, ...] = () if wake_fd < 0 else (wake_fd,)
         self._coordinator_fd = listener.watch(address)
         try:
-            self._connect(context)
+            self._connect(context, over_tcp=listener.over_tcp)
         except BaseException:  # what there is of sockets, the context closes
             self._forget_coordinator()
             raise
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]], *, over_tcp: bool) -> None:
         self._socket = context.socket(zmq.DEALER)
+        if over_tcp:
+            # What tells us from others that connect: nobody is to guess it. Not 0 at first,
+            # which ZeroMQ keeps for those that it gives.
+            self._socket.setsockopt(zmq.ROUTING_ID, b"h" + os.urandom(_ROUTING_ID_BYTES))
+            # A link that was cut says nothing; without this it would never end.
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_PATIENCE_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_PATIENCE_MS)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BODY)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
@@ -131,7 +143,7 @@ class Link:
             if self._socket not in dict(poller.poll()):
                 raise LinkEnded
 
-    def receive(self, deadline: float) -> tuple[int, FromCoordinator] | None:
+    def receive(self, deadline: float | None) -> tuple[int, FromCoordinator] | None:
         """Wait for one message, whoever wakes us; None if the time is up.
 
         Raises

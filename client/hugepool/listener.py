@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from hugepool_common.errors import CoordinatorUnreachableError, InvalidSpecError
+from hugepool_common.tcp_address import SCHEME, host_and_port
 
 START_REMEDY = "start one with: hugepool serve"
 
@@ -18,6 +19,10 @@ _CROWDED_S = 0.005
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
+class NotAdmittedError(CoordinatorUnreachableError, PermissionError):
+    """Somebody may listen at the address, and this user may not connect to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """Who listens at an address, by the kernel's word.
@@ -25,13 +30,18 @@ class Listener:
     Parameters
     ----------
     uid
-        Its user.
+        Its user; None over TCP, where nobody says.
     pid
-        Its process in our pid namespace; 0 where that has none.
+        Its process in our pid namespace; 0 where that has none, and over TCP.
     """
 
-    uid: int
+    uid: int | None
     pid: int
+
+    @property
+    def over_tcp(self) -> bool:
+        """Whether there is a connection and nothing else to know it by."""
+        return self.uid is None
 
     def watch(self, address: str) -> int:
         """A pidfd of the process, or -1 where it cannot be seen.
@@ -59,31 +69,58 @@ def probe(address: str) -> Listener:
     Raises
     ------
     CoordinatorUnreachableError
-        Nobody does, or this user may not connect.
+        Nobody does.
+    NotAdmittedError
+        This user may not connect.
     InvalidSpecError
-        The address is not ``ipc://PATH``.
+        The address is neither ``ipc://PATH`` nor ``tcp://HOST:PORT`` of this machine.
     """
     scheme, _, path = address.partition("://")
+    if scheme == SCHEME:
+        return _probe_tcp(address)
     if scheme != "ipc" or not path:
         raise InvalidSpecError(
-            f"{address!r} is not the address of a coordinator", needed="ipc://PATH"
+            f"{address!r} is not the address of a coordinator",
+            needed="ipc://PATH or tcp://127.0.0.1:PORT",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as attempt:
         attempt.settimeout(CONNECT_TIMEOUT_S)
         try:
             _connect(attempt, path)
+        except PermissionError as error:
+            raise NotAdmittedError(
+                f"this user may not connect to the coordinator: {error.strerror}",
+                where=address,
+                had=f"uid {os.geteuid()}",
+                remedy="join the coordinator's group, or run as its user",
+            ) from None
         except OSError as error:
             raise CoordinatorUnreachableError(
                 f"no coordinator answers: {error.strerror or error}",
                 where=address,
-                remedy=START_REMEDY
-                if not isinstance(error, PermissionError)
-                else "join the coordinator's group, or run as its user",
+                remedy=START_REMEDY,
             ) from None
         # As they were when it called listen().
         credentials = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
     return Listener(uid, pid)
+
+
+def _probe_tcp(address: str) -> Listener:
+    target = host_and_port(address)
+    try:
+        with socket.create_connection(target, CONNECT_TIMEOUT_S) as attempt:
+            # A port that nobody listens at may be given to the attempt itself.
+            if attempt.getsockname() != attempt.getpeername():
+                return Listener(None, 0)
+            reason = "nobody listens"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise CoordinatorUnreachableError(
+        f"no coordinator answers: {reason}",
+        where=address,
+        remedy="start one with: hugepool serve --tcp PORT, or the ssh -L that leads to one",
+    ) from None
 
 
 def _connect(attempt: socket.socket, path: str) -> None:

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hugepool.array import SharedObject
+from hugepool.array import SharedObject, called
 from hugepool_common.errors import InvalidMatrixError, InvalidSpecError, MissingExtraError
 from hugepool_common.spec import ITEM_SIZES
 
 if TYPE_CHECKING:
     import scipy.sparse
+
+
+_OF_SCIPY = frozenset(
+    [
+        *("T", "diagonal", "dot", "max", "mean", "min", "multiply", "ndim", "size", "sum"),
+        *("toarray", "tocoo", "tocsc", "tocsr", "todense", "transpose"),
+    ]
+)
+"""What people who know SciPy's matrices look for."""
 
 
 class SharedMatrix(SharedObject):
@@ -47,6 +56,33 @@ class SharedMatrix(SharedObject):
             SciPy is not installed.
         """
         return csr_array(self.shape, self.indptr, self.indices, self.data)
+
+    # To NumPy this is no operand: A @ x comes back here instead of a 0-d array of objects.
+    __array_ufunc__ = None
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray[Any, Any]:
+        raise TypeError(
+            f"the matrix {self.name!r} is no array of NumPy's; .as_scipy() is it without a copy, "
+            "and .indptr, .indices and .data are its arrays"
+        )
+
+    def __matmul__(self, other: Any) -> Any:
+        raise TypeError(
+            f"no {self.name} @ {called(other)}: write pool.matvec({self.name}, x), or "
+            "pool.matmat of several vectors, on workers; or .as_scipy() @ x in this process"
+        )
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(
+            f"no {called(other)} @ {self.name}: write pool.rmatvec({self.name}, x) on "
+            "workers, or x @ .as_scipy() in this process"
+        )
+
+    def _instead_of(self, attribute: str) -> str:
+        return f"write .as_scipy().{attribute}" if attribute in _OF_SCIPY else ""
+
+    def _compute_with(self) -> str:
+        return "compute with .as_scipy()"
 
     def _shown(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]} {self.dtype} nnz={self.nnz}"

@@ -44,6 +44,6 @@ def object_rows(spec: ArraySpec, pages: PageReport, state: str) -> dict[str, obj
     rows["bytes"] = f"{format_bytes(spec.nbytes)} ({spec.nbytes})"
     rows["backing"] = pages
     if pages.reasons:
-        rows["reasons"] = "; ".join(f"not {fall.rung}: {fall.reason}" for fall in pages.reasons)
+        rows["reasons"] = "; ".join(map(str, pages.reasons))
     rows["state"] = state
     return rows

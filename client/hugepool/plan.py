@@ -43,7 +43,8 @@ class PlanSession(Protocol):
 
 
 class SharedPlan:
-    """A plan as one process holds it. Made by ``pool.plan_gather`` and ``pool.plan_matvec``.
+    """A plan as one process holds it. Made by ``pool.plan_gather``, ``pool.plan_matvec`` and
+    ``pool.plan_rmatvec``.
 
     Other processes get theirs with ``pool.attach(plan.name)``. A context manager that
     detaches.
@@ -85,6 +86,11 @@ class SharedPlan:
     def name(self) -> str:
         """Any process may attach the plan by it."""
         return self._record.name
+
+    @property
+    def record(self) -> SharedObject:
+        """The object that has the plan's name."""
+        return self._record
 
     @property
     def facts(self) -> PlanFacts:

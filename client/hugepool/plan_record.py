@@ -24,10 +24,10 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Parameters
     ----------
     operation
-        ``gather`` or ``matvec``.
+        ``gather``, ``matvec`` or ``rmatvec``.
     choice
         The form that runs take: ``direct``, ``binned``, ``ordered``,
-        ``repeated`` or ``narrow``.
+        ``repeated``, ``mirrored`` or ``narrow``.
     reason
         Why, in one sentence.
     shape
@@ -52,6 +52,9 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Bytes that the plan holds, and that each handle holds besides when it runs.
     break_even
         Runs after which the build is paid for; 0 if there was none, None if never.
+    values
+        As what the plan keeps the values of a matrix, such as ``float32, rounded``; empty
+        where it reads the matrix itself.
     """
 
     operation: str
@@ -68,6 +71,7 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload_nbytes: int
     scratch_nbytes: int
     break_even: int | None
+    values: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +86,8 @@ class PlanReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"  holds {format_bytes(self.payload_nbytes)}, and "
             f"{format_bytes(self.scratch_nbytes)} in each process that runs it",
         ]
+        if self.values:
+            lines.append(f"  values: {self.values}")
         for form in dict.fromkeys((*self.measured_ns, *self.predicted_ns)):
             times = [
                 f"{word} {ns / 1e6:,.2f} ms ({ns / max(self.entries, 1):.2f} ns each)"
@@ -127,7 +133,7 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def out_shape(self) -> tuple[int, ...]:
         """Of the result."""
         shape = self.report.shape
-        return shape if self.report.operation == "gather" else shape[:1]
+        return {"matvec": shape[:1], "rmatvec": shape[1:]}.get(self.report.operation, shape)
 
 
 class PlanSegment(SharedObject):

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hugepool.arguments import dtype_code
 from hugepool.array import SharedArray, SharedObject
 from hugepool.computing import Computing
 from hugepool.gather_builds import gather_forms
@@ -27,17 +28,17 @@ from hugepool.matrix import SharedMatrix
 from hugepool.phases import Phase
 from hugepool.plan import SharedPlan
 from hugepool.plan_record import RECORD, RECORD_BYTES, PlanFacts, PlanReport, PlanSegment
-from hugepool.product_builds import matvec_forms
+from hugepool.product_builds import matvec_forms, rmatvec_forms
+from hugepool.products import refuse_complex
 from hugepool.progress import Waiting
 from hugepool.sharing import as_indices
-from hugepool.store import dtype_code
 from hugepool.timings import JobTimings
 from hugepool.trials import Hope, Proposal, Trials
 from hugepool_common.errors import ArrayBusyError, InvalidSpecError, SegmentChangedError
 from hugepool_common.spec import ArraySpec, Member, check_name
 
-Form = Literal["auto", "direct", "binned", "ordered", "repeated", "narrow"]
-Storage = Literal["exact", "auto", "compact"]
+Form = Literal["auto", "direct", "binned", "ordered", "repeated", "mirrored", "narrow"]
+Storage = Literal["exact", "auto", "compact", "bfloat16"]
 
 _S = TypeVar("_S", bound=SharedObject)
 
@@ -130,12 +131,15 @@ class Planning(Computing):
         storage
             ``exact`` changes nothing of a result but the order of its sums; values take
             fewer bytes only where that loses nothing. ``compact`` may round values to
-            float32; sums are still made in the result's dtype. ``auto`` is ``exact``:
-            whether to round is for the caller to say.
+            float32, each by at most one part in 2**24; ``bfloat16`` to that in the forms
+            that gain by it (``repeated`` and ``mirrored``), by at most one part in 2**8,
+            and to float32 in the others. Sums are still made in the result's dtype.
+            ``auto`` is ``exact``: whether to round is for the caller to say.
         name, uses, workers
             As in :meth:`plan_gather`.
         form
-            ``direct``, ``binned``, ``ordered``, ``repeated`` or ``narrow`` instead of the fastest.
+            ``direct``, ``binned``, ``ordered``, ``repeated``, ``mirrored`` or ``narrow`` instead
+            of the fastest.
 
         Raises
         ------
@@ -147,33 +151,46 @@ class Planning(Computing):
             The form asked for does not fit into the memory that is free.
         """
         hope = _hope(uses, form, get_args(Form))
-        if storage not in ("exact", "auto", "compact"):
-            raise InvalidSpecError(
-                f"storage={storage!r} is not a choice", needed="exact, auto or compact"
-            )
-        count = self._jobs.worker_count(workers)
-        matrix = self._matrix_handle(A)
-        if not matrix.sealed:
-            raise InvalidSpecError(
-                "a matrix that may still change cannot be planned",
-                where=matrix.name,
-                remedy="call its seal() first",
-            )
-        kept: rounding.Storage = "compact" if storage == "compact" else "exact"
-        x_dtype = matrix.spec.dtype if dtype is None else dtype_code(dtype)
-        out_dtype = np.result_type(matrix.dtype, np.dtype(x_dtype)).str
-        rows, columns = matrix.shape
-        segment_id = matrix.info.segment.segment_id
-        with Waiting("planning"), self._record(name, segment_id) as record:
-            blank = _undecided("matvec", (rows, columns), columns, matrix.nnz, count)
-            facts = PlanFacts(blank, x_dtype, out_dtype, "", matrix.name, segment_id)
-            with (
-                self._spare("x", (columns,), x_dtype) as x,
-                self._spare("out", (rows,), out_dtype) as out,
-            ):
-                forms = matvec_forms(self, record, matrix, x, out_dtype, kept, count)
-                operands = {"x": x, "out": out, "A": matrix}
-                return self._decided(record, facts, forms, operands, hope)
+        return self._plan_product("matvec", A, dtype, storage, name, hope, workers)
+
+    def plan_rmatvec(
+        self,
+        A: SharedMatrix | str,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        storage: Storage = "exact",
+        name: str | None = None,
+        uses: int | None = None,
+        form: Form = "auto",
+        workers: int | None = None,
+    ) -> SharedPlan:
+        """Check a real matrix once, and find the fastest way to multiply with its transpose.
+
+        Runs compute ``A.T @ x``: x has ``A.shape[0]`` elements and the result ``A.shape[1]``.
+        Neither the transpose nor a copy in its order is made.
+
+        Parameters
+        ----------
+        A
+            Handle or name of a sealed matrix. The plan goes when the matrix is destroyed.
+        form
+            ``direct``, whose workers sum their rows each for itself and then add these sums
+            up (see :meth:`rmatvec` for the bound), or ``binned``, which is equal to SciPy's
+            result bit for bit, instead of the fastest.
+        dtype, storage, name, uses, workers
+            As in :meth:`plan_matvec`.
+
+        Raises
+        ------
+        IndexOutOfRangeError, InvalidMatrixError
+            The matrix contradicts itself.
+        InvalidSpecError
+            The matrix is not sealed, a dtype is complex, or an argument makes no sense.
+        NotEnoughMemoryError
+            The form asked for does not fit into the memory that is free.
+        """
+        hope = _hope(uses, form, ("auto", "direct", "binned"))
+        return self._plan_product("rmatvec", A, dtype, storage, name, hope, workers)
 
     def attach(
         self, name: str, readonly: bool = True, *, rows: tuple[int, int] | None = None
@@ -278,6 +295,48 @@ class Planning(Computing):
 
     # Within -------------------------------------------------------------------
 
+    def _plan_product(
+        self,
+        operation: str,
+        A: SharedMatrix | str,
+        dtype: npt.DTypeLike | None,
+        storage: Storage,
+        name: str | None,
+        hope: Hope,
+        workers: int | None,
+    ) -> SharedPlan:
+        """A plan of a matrix, or of its transpose."""
+        if storage not in get_args(Storage):
+            needed = " or ".join(get_args(Storage))
+            raise InvalidSpecError(f"storage={storage!r} is not a choice", needed=needed)
+        count = self._jobs.worker_count(workers)
+        matrix = self._matrix_handle(A)
+        if not matrix.sealed:
+            raise InvalidSpecError(
+                "a matrix that may still change cannot be planned",
+                where=matrix.name,
+                remedy="call its seal() first",
+            )
+        kept: rounding.Storage = "exact" if storage == "auto" else storage
+        x_dtype = matrix.spec.dtype if dtype is None else dtype_code(dtype)
+        out_dtype = np.result_type(matrix.dtype, np.dtype(x_dtype)).str
+        propose, (produced, taken) = matvec_forms, matrix.shape
+        if operation == "rmatvec":
+            refuse_complex(out_dtype)
+            propose, (taken, produced) = rmatvec_forms, matrix.shape
+        shape = matrix.shape[0], matrix.shape[1]
+        segment_id = matrix.info.segment.segment_id
+        with Waiting("planning"), self._record(name, segment_id) as record:
+            blank = _undecided(operation, shape, taken, matrix.nnz, count)
+            facts = PlanFacts(blank, x_dtype, out_dtype, "", matrix.name, segment_id)
+            with (
+                self._spare("x", (taken,), x_dtype) as x,
+                self._spare("out", (produced,), out_dtype) as out,
+            ):
+                forms = propose(self, record, matrix, x, out_dtype, kept, count)
+                operands = {"x": x, "out": out, "A": matrix}
+                return self._decided(record, facts, forms, operands, hope)
+
     def _decided(
         self,
         record: PlanSegment,
@@ -299,8 +358,9 @@ class Planning(Computing):
             build_ns=kept.build_ns,
             trial_ns=time.monotonic_ns() - began_ns,
             payload_nbytes=record.nbytes + (kept.payload.nbytes if kept.payload is not None else 0),
-            scratch_nbytes=sum(one.nbytes for one in trials.scratch.values()),
+            scratch_nbytes=trials.scratch_nbytes,
             break_even=trials.break_even,
+            values=kept.values,
         )
         facts = msgspec.structs.replace(
             facts,

@@ -27,7 +27,7 @@ from hugepool.planning import Planning
 from hugepool.progress import Waiting
 from hugepool.snapshot import SnapshotReport, restore_snapshot, write_snapshot
 from hugepool.store import Policy, Progress
-from hugepool_common.errors import HugepoolError
+from hugepool_common.errors import HugepoolError, NotPermittedError
 from hugepool_common.messages import (
     Counted,
     ReportTiming,
@@ -43,7 +43,7 @@ from hugepool_common.units import format_bytes
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_MAKING = frozenset({"create", "put", "load", "plan_gather", "plan_matvec"})
+_MAKING = frozenset({"create", "put", "load", "plan_gather", "plan_matvec", "plan_rmatvec"})
 """Calls of a pool whose result is known under a name from then on."""
 
 
@@ -116,6 +116,12 @@ class Pool(Planning):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(
+            f"a pool is a session of this process: send pool.address ({self.address!r}) and "
+            "connect to it there, or send handles, which connect by themselves"
+        )
+
     def __repr__(self) -> str:
         return f"<Pool {self.address}{' closed' if self.closed else ''}>"
 
@@ -172,7 +178,7 @@ class Pool(Planning):
         """Remove what was just made under a name, for whom nobody waits any more."""
         try:
             made.detach()
-            self.discard(made.name)
+            self.discard(made if isinstance(made, SharedObject) else made.record)
         except HugepoolError:
             pass  # somebody looks at it, or there is nobody to be told: the session's end does it
 
@@ -210,6 +216,8 @@ class Pool(Planning):
             `workers` is no count that a crew can have.
         NoWorkersError
             They could not be started, or are busy for two minutes.
+        NotPermittedError
+            This session is one over TCP.
         MissingExtraError
             numba is not installed.
 
@@ -220,6 +228,12 @@ class Pool(Planning):
         ...     for _ in range(1000):
         ...         step()
         """
+        if self._channel.over_tcp:
+            raise NotPermittedError(
+                "a client over TCP can be no member of a crew, nor lead one",
+                where=self.address,
+                remedy="connect to the coordinator's ipc:// address, in its runtime directory",
+            )
         count = usable_cpus() if workers is None else checked_size(workers)
         self._jobs.await_return()
         idle = sum(not worker.busy for worker in self.stats().workers)
@@ -307,8 +321,8 @@ class Pool(Planning):
         names
             What to restore. Default: all.
         replace
-            Publish, once everything is there, what has a name that is taken; else that
-            is refused before anything is made.
+            Publish over names that are taken; else they are refused: those that are taken
+            at the beginning before anything is made.
         **policy
             As of :meth:`create`.
 
@@ -318,6 +332,8 @@ class Pool(Planning):
             There is no snapshot, or its files are not what was written.
         ArrayExistsError
             A name is taken.
+        ArrayBusyError
+            What has a name is not sealed, so it cannot be replaced.
         ArrayNotFoundError
             The snapshot has no object of a name that was asked for.
         NotEnoughMemoryError
@@ -325,10 +341,10 @@ class Pool(Planning):
 
         Notes
         -----
-        A process that is killed at this leaves what it had sealed by then: under their
-        own names, or with `replace` under names of the form ``NAME.new-...``.
+        Everything is made under names of the form ``NAME.new-...``, which go with this
+        process; when all is there and verified, it has its names in one step.
         """
-        return restore_snapshot(self, directory, names, replace, policy)
+        return restore_snapshot(self, self._channel, directory, names, replace, policy)
 
     @contextmanager
     def timed(self, label: str, items: int = 0) -> Iterator[None]:

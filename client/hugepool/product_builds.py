@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hugepool.kernels.base import CsrArrays, PlanArrays
 from hugepool.kernels.binned_product import build_entries
 from hugepool.kernels.binned_product_layout import ProductLayout
 from hugepool.kernels.csr import is_scattered
+from hugepool.kernels.mirrored import looks_asymmetric, mirrored_work, survey_mirrored
 from hugepool.kernels.narrow import survey_narrow
 from hugepool.kernels.ordered import ordered_work, survey_ordered
 from hugepool.kernels.plan_parts import MOST_ENTRIES, REAL_CODES, Part, Stored
@@ -28,7 +29,13 @@ from hugepool.trials import Built, Proposal
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.spec import Member
 
-_BUILD_NS = {forms.BINNED: 35, forms.ORDERED: 28, forms.REPEATED: 4, forms.NARROW: 8}
+_BUILD_NS = {
+    forms.BINNED: 35,
+    forms.ORDERED: 28,
+    forms.REPEATED: 4,
+    forms.MIRRORED: 8,
+    forms.NARROW: 8,
+}
 """Processor time of a build per entry, as it was seen on pages of 2 MiB."""
 _FIRST_LEVEL_BYTES = 1 << 16
 _SMALL = 16
@@ -63,40 +70,18 @@ def matvec_forms(
     out_dtype
         Of the result.
     storage
-        Whether values may be rounded to float32.
+        Whether values may be rounded, and to what.
     workers
         That build and will run.
     """
-    a = CsrArrays(matrix.indptr, matrix.indices, matrix.data, (matrix.shape[0], matrix.shape[1]))
-    refusal = ""
-    if "numba" not in available("matvec"):
-        refusal = "it needs numba"
-    elif a.data.dtype.str not in REAL_CODES or x.spec.dtype not in REAL_CODES:
-        refusal = f"it takes float32 and float64, not {a.data.dtype} and {x.dtype}"
-    elif max(*a.shape, a.nnz) > MOST_ENTRIES:
-        refusal = f"it takes at most {MOST_ENTRIES:,} entries"
-
-    def propose(form: str, build: Any, unwise: str, moved: int, most_nbytes: int) -> Proposal:
-        return Proposal(
-            form,
-            lambda: build(Build(session, record, form, workers)),
-            refusal,
-            unwise,
-            0 if refusal or unwise else predict_ns(moved, x.array, workers),
-            _BUILD_NS[form] * a.nnz // workers,
-            most_nbytes,
-        )
-
+    a, refusal, propose = _proposing(session, record, matrix, x, workers, "matvec")
     direct = Proposal(forms.DIRECT, lambda: Built(forms.DIRECT, None, (), 0))
     if refusal:
         return [direct] + [propose(form, None, "", 0, 0) for form in _BUILD_NS]
     scattered = is_scattered(a, x.dtype.itemsize)
-    small = ""
-    if _SMALL_SHARE * x.nbytes <= last_level_cache_bytes():
-        small = f"x ({x.nbytes / 1e6:.1f} MB) is small beside the last-level cache"
+    small = _small_beside_cache("x", x.nbytes)
     stored = _stored(a, storage)
     binned = ProductLayout.fitting(stored, np.dtype(out_dtype).itemsize).likely
-    few = f"{a.nnz:,} entries are too few for {binned.cells:,} pairs of blocks"
     hot = hot_share(a, _HOT_COLUMNS)
     cool = f"the most used {_HOT_COLUMNS:,} columns have {hot:.0%} of the entries"
     if x.nbytes <= _FIRST_LEVEL_BYTES:
@@ -111,8 +96,8 @@ def matvec_forms(
         direct,
         propose(
             forms.BINNED,
-            lambda build: _bins_of_product(build, matrix, a, x, out_dtype, stored),
-            small or (few if binned.sparse else ""),
+            lambda build: _bins_of_product(build, matrix, a, out_dtype, stored),
+            small or _too_few(binned),
             binned.moved_nbytes,
             binned.nbytes + binned.bins_nbytes + 4 * binned.counts,
         ),
@@ -131,6 +116,13 @@ def matvec_forms(
             a.nnz * stored.stored_bytes + 24 * a.shape[0],
         ),
         propose(
+            forms.MIRRORED,
+            lambda build: _half_of_runs(build, matrix, a, storage),
+            ("x is reached in no order" if scattered else "") or looks_asymmetric(a),
+            a.nnz * stored.stored_bytes // 2 + vectors,
+            a.nnz * stored.stored_bytes + 24 * a.shape[0],
+        ),
+        propose(
             forms.NARROW,
             lambda build: _narrow_copy(build, matrix, a, storage),
             wide or ("x is reached in no order" if scattered else ""),
@@ -138,6 +130,85 @@ def matvec_forms(
             a.nnz * (entry_bytes - 2) + 5 * a.shape[0],
         ),
     ]
+
+
+def rmatvec_forms(
+    session: BuildSession,
+    record: PlanSegment,
+    matrix: SharedMatrix,
+    x: SharedArray,
+    out_dtype: str,
+    storage: Storage,
+    workers: int,
+) -> list[Proposal]:
+    """What a planned product with the transpose could be, the direct form first.
+
+    Parameters
+    ----------
+    session, record, matrix, x, out_dtype, storage, workers
+        As for :func:`matvec_forms`.
+    """
+    a, refusal, propose = _proposing(session, record, matrix, x, workers, "rmatvec")
+    direct = Proposal(forms.DIRECT, lambda: Built(forms.DIRECT, None, (), 0))
+    if refusal:
+        return [direct, propose(forms.BINNED, None, "", 0, 0)]
+    item_bytes = np.dtype(out_dtype).itemsize
+    stored = _stored(a, storage)
+    binned = ProductLayout.fitting(stored, item_bytes, transposed=True).likely
+    return [
+        direct,
+        propose(
+            forms.BINNED,
+            lambda build: _bins_of_product(build, matrix, a, out_dtype, stored, transposed=True),
+            _small_beside_cache("the result", a.shape[1] * item_bytes) or _too_few(binned),
+            binned.moved_nbytes,
+            binned.nbytes + binned.bins_nbytes + 4 * binned.counts,
+        ),
+    ]
+
+
+def _proposing(
+    session: BuildSession,
+    record: PlanSegment,
+    matrix: SharedMatrix,
+    x: SharedArray,
+    workers: int,
+    operation: str,
+) -> tuple[CsrArrays, str, Callable[[str, Any, str, int, int], Proposal]]:
+    """The matrix, why nothing can be built for it, and what makes proposals."""
+    a = CsrArrays(matrix.indptr, matrix.indices, matrix.data, (matrix.shape[0], matrix.shape[1]))
+    refusal = ""
+    if "numba" not in available(operation):
+        refusal = "it needs numba"
+    elif a.data.dtype.str not in REAL_CODES or x.spec.dtype not in REAL_CODES:
+        refusal = f"it takes float32 and float64, not {a.data.dtype} and {x.dtype}"
+    elif max(*a.shape, a.nnz) > MOST_ENTRIES:
+        refusal = f"it takes at most {MOST_ENTRIES:,} entries"
+
+    def propose(form: str, build: Any, unwise: str, moved: int, most_nbytes: int) -> Proposal:
+        return Proposal(
+            form,
+            lambda: build(Build(session, record, form, workers)),
+            refusal,
+            unwise,
+            0 if refusal or unwise else predict_ns(moved, x.array, workers),
+            _BUILD_NS[form] * a.nnz // workers,
+            most_nbytes,
+        )
+
+    return a, refusal, propose
+
+
+def _small_beside_cache(what: str, nbytes: int) -> str:
+    if _SMALL_SHARE * nbytes > last_level_cache_bytes():
+        return ""
+    return f"{what} ({nbytes / 1e6:.1f} MB) is small beside the last-level cache"
+
+
+def _too_few(layout: ProductLayout) -> str:
+    if not layout.sparse:
+        return ""
+    return f"{layout.stored.nnz:,} entries are too few for {layout.cells:,} pairs of blocks"
 
 
 def _stored(a: CsrArrays, storage: Storage) -> Stored:
@@ -150,11 +221,13 @@ def _bins_of_product(
     build: Build,
     matrix: SharedMatrix,
     a: CsrArrays,
-    x: SharedArray,
     out_dtype: str,
     stored: Stored,
+    *,
+    transposed: bool = False,
 ) -> Built:
-    layout = ProductLayout.fitting(stored, np.dtype(out_dtype).itemsize)
+    item_bytes = np.dtype(out_dtype).itemsize
+    layout = ProductLayout.fitting(stored, item_bytes, transposed=transposed)
     rows = partition.by_nnz(build_entries(layout, a), build.workers)
     session = build.session
     with (
@@ -172,7 +245,9 @@ def _bins_of_product(
                 layout.begin(PlanArrays(payload.arrays), counts.array)
             filling = {"A": matrix, "plan": payload}
             build.run(Phase("place_products", filling, rows, frozenset({"plan"})))
-            return build.done(payload, Member("bins", out_dtype, layout.values))
+            return build.done(
+                payload, Member("bins", out_dtype, layout.values), stored=layout.stored
+            )
 
 
 def _order_of_columns(
@@ -190,7 +265,9 @@ def _order_of_columns(
             filling = {"A": matrix, "renumbered": renumbered, "plan": payload}
             rows = partition.by_nnz(ordered_work(PlanArrays(payload.arrays)), build.workers)
             build.run(Phase("fill_ordered", filling, rows, frozenset({"plan"})))
-        return build.done(payload, Member("permuted", x.spec.dtype, layout.used))
+        return build.done(
+            payload, Member("permuted", x.spec.dtype, layout.used), stored=layout.stored
+        )
 
 
 def _runs_of_rows(build: Build, matrix: SharedMatrix, a: CsrArrays, storage: Storage) -> Built:
@@ -209,7 +286,24 @@ def _runs_of_rows(build: Build, matrix: SharedMatrix, a: CsrArrays, storage: Sto
             rows = partition.by_nnz(repeated_work(PlanArrays(payload.arrays)), build.workers)
             filling = {"A": matrix, "plan": payload}
             build.run(Phase("fill_repeated", filling, rows, frozenset({"plan"})))
-        return build.done(payload)
+        return build.done(payload, stored=survey.layout.stored)
+
+
+def _half_of_runs(build: Build, matrix: SharedMatrix, a: CsrArrays, storage: Storage) -> Built:
+    survey_mirrored(_small_like(a), storage)
+    with build.timed():
+        survey = survey_mirrored(a, storage)
+    if isinstance(survey, str):
+        raise InvalidSpecError("half of it cannot be kept", had=survey)
+    payload = build.payload(matrix.shape, matrix.spec.dtype, survey.layout.parts)
+    with build.or_nothing(payload):
+        with build.timed():
+            survey.begin(PlanArrays(payload.arrays))
+        rows = partition.by_nnz(mirrored_work(PlanArrays(payload.arrays)), build.workers)
+        operands = {"A": matrix, "plan": payload}
+        build.run(Phase("fill_mirrored", operands, rows, frozenset({"plan"})))
+        build.run(Phase("check_mirrored", operands, rows, frozenset()))
+        return build.done(payload, stored=survey.layout.stored)
 
 
 def _narrow_copy(build: Build, matrix: SharedMatrix, a: CsrArrays, storage: Storage) -> Built:
@@ -225,7 +319,7 @@ def _narrow_copy(build: Build, matrix: SharedMatrix, a: CsrArrays, storage: Stor
         filling = {"A": matrix, "plan": payload}
         rows = partition.by_rows(layout.units, build.workers)
         build.run(Phase("fill_narrow", filling, rows, frozenset({"plan"})))
-        return build.done(payload)
+        return build.done(payload, stored=layout.stored)
 
 
 def _small_like(a: CsrArrays) -> CsrArrays:

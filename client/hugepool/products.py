@@ -35,6 +35,30 @@ def pays_to_cut(indptr: np.ndarray[Any, Any], rows: Sequence[int]) -> bool:
     return ratio > CUT_ROWS_ABOVE and entries >= CUT_ROWS_ENTRIES
 
 
+def parts_of_transposed(matrix: SharedMatrix, workers: int) -> int:
+    """Parts of a product with the transpose: no more than entries to a column.
+
+    Each has a result of its own, and to add more of them would take longer.
+    """
+    return max(1, min(workers, matrix.nnz // max(matrix.shape[1], 1)))
+
+
+def refuse_complex(dtype: str) -> None:
+    """Refuse a product with the transpose of which it is not clear whether it conjugates.
+
+    Raises
+    ------
+    InvalidSpecError
+        The result would be complex.
+    """
+    if np.dtype(dtype).kind == "c":
+        raise InvalidSpecError(
+            "rmatvec is for real numbers",
+            had=dtype,
+            remedy="share A.T.tocsr() or A.conj().T.tocsr(), whichever is meant",
+        )
+
+
 class Products(OperandStore):
     """What a session can multiply its matrices with; :class:`hugepool.Pool` is one.
 
@@ -218,17 +242,12 @@ class Products(OperandStore):
         count = self._jobs.worker_count(workers)
         matrix = self._matrix_handle(A)
         columns = matrix.shape[1]
-        parts = max(1, min(count, matrix.nnz // max(columns, 1)))
+        parts = parts_of_transposed(matrix, count)
         bounds = np.array(partition.by_nnz(matrix.indptr, parts), np.int64)
         with self._shared(x, "x") as (shared_x, x_spec), self._shared(bounds, "b") as (cut, _):
             _check_shape("x", x_spec.shape, (matrix.shape[0],))
             dtype = _result_dtype(matrix, x_spec.dtype)
-            if np.dtype(dtype).kind == "c":
-                raise InvalidSpecError(
-                    "rmatvec is for real numbers",
-                    had=dtype,
-                    remedy="share A.T.tocsr() or A.conj().T.tocsr(), whichever is meant",
-                )
+            refuse_complex(dtype)
             with self._output(out, (columns,), dtype, (matrix.spec, x_spec)) as result:
                 operands = {"A": matrix, "x": shared_x, "bounds": cut}
                 if parts == 1:

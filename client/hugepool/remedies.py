@@ -81,8 +81,11 @@ def changes(rung: str, host: Host, *, uid: int, gid: int, room: int) -> tuple[Ch
     Returns
     -------
     tuple of Change
-        Empty when the host seems to have it all, or when no change helps.
+        Empty when the host seems to have it all, or when no change helps: none makes more
+        room than there is memory, see :func:`shortage`.
     """
+    if shortage(rung, host, room):
+        return ()
     if rung in _HUGETLBFS_PAGE_SIZES:
         return _for_hugetlbfs(_HUGETLBFS_PAGE_SIZES[rung], host, uid, gid, room)
     found: list[Change] = []
@@ -91,6 +94,18 @@ def changes(rung: str, host: Host, *, uid: int, gid: int, room: int) -> tuple[Ch
     if rung in ("tmpfs-huge", "shm-collapse"):
         found += _for_modes(host, collapse=rung == "shm-collapse")
     return (*found, *_for_tmpfs_room(rung, host, room))
+
+
+def shortage(rung: str, host: Host, room: int) -> str:
+    """Why memory itself is too small for `room` bytes of new arrays on a rung; else empty.
+
+    Of a host that cannot say how much it has, nothing is too small.
+    """
+    page_size = _HUGETLBFS_PAGE_SIZES.get(rung)
+    if page_size is None:
+        return host.past_all_memory(room)
+    claimed = max((mount.claimed_bytes for mount in _hugetlbfs_mounts(host, page_size)), default=0)
+    return host.pool_shortage(page_size, -(-max(0, room - claimed) // page_size))
 
 
 def _for_hugetlbfs(page_size: int, host: Host, uid: int, gid: int, room: int) -> tuple[Change, ...]:

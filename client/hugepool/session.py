@@ -1,4 +1,9 @@
-"""How a session is opened, bound to this process, and taken up again after a restart."""
+"""How a session is opened, bound to this process, and taken up again after a restart.
+
+A local one is bound to this process by the lock on its token. One over TCP has no token to be
+locked but a secret name, and lives as long as it is renewed; its fence says until when it may be
+used.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from typing import TypeVar
 
 import zmq
 
+from hugepool.fence import Fence
 from hugepool.holdings import Holdings
 from hugepool.link import Link, LinkEnded, Ready
 from hugepool.listener import START_REMEDY, Listener, probe
@@ -18,6 +24,7 @@ from hugepool_common._version import __version__
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
     HugepoolError,
+    LeaseExpiredError,
     NotEnoughMemoryError,
     NotPermittedError,
     ProtocolError,
@@ -36,8 +43,13 @@ from hugepool_common.messages import (
     Resumed,
     Welcome,
 )
+from hugepool_common.transport import check_threads
 
 HELLO_TIMEOUT_S = 10.0
+
+_FAR_TIMEOUT_S = 3.0
+"""The same where a session over TCP is taken up: through a link that was cut nobody ever answers,
+and meanwhile Ctrl-C waits."""
 
 _DESCRIPTORS = 16
 """A context, a socket, its monitor, a pidfd, a token, an event, and some to spare."""
@@ -51,7 +63,7 @@ class Session:
     Parameters
     ----------
     address
-        ``ipc://`` and the path of the coordinator's socket.
+        Of the coordinator.
     client
         What this client calls itself.
     on_message
@@ -64,7 +76,9 @@ class Session:
     welcome
         What the coordinator of the moment, or the last one, said of itself.
     coordinator_uid
-        Its user, and that of each that follows it.
+        Its user, and that of each that follows it; None over TCP.
+    fence
+        How long the session may be used.
 
     Raises
     ------
@@ -73,7 +87,7 @@ class Session:
     RequestTimeoutError
         Nobody answers.
     NotEnoughMemoryError
-        This process has too few descriptors left.
+        This process has too few descriptors, threads or too little address space left.
     InvalidSpecError
         The address is of no known kind.
     """
@@ -94,9 +108,13 @@ class Session:
         self._numbers = itertools.count(1)
         self._link: Link | None = None
         self._token: Token | None = None
+        self._secret = ""
+        self._patience_s = HELLO_TIMEOUT_S
+        self.fence = Fence()
         check_descriptors(address)
         listener = probe(address)
         self.coordinator_uid = listener.uid
+        check_threads(address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._open(listener)
@@ -119,7 +137,7 @@ class Session:
                 listener = probe(self.address)
 
     def take_up(self, listener: Listener, holdings: Holdings) -> None:
-        """Go on with the coordinator that was started after ours ended.
+        """Go on with the coordinator that was started after ours ended, or over a new link to it.
 
         Parameters
         ----------
@@ -134,6 +152,8 @@ class Session:
             It is another user's.
         NotEnoughMemoryError
             This process has too few descriptors left.
+        LeaseExpiredError
+            The session was one over TCP, and is over.
         LinkEnded, RequestTimeoutError
             It is gone again, or does not answer.
         """
@@ -156,13 +176,39 @@ class Session:
 
     def _join(self, listener: Listener) -> None:
         self._link = Link(self._context, self.address, listener, self._on_message, self._wake_fd)
+        self._patience_s = _FAR_TIMEOUT_S if self._secret else HELLO_TIMEOUT_S
+        if listener.uid is None:
+            self._join_over_tcp()
+        else:
+            self._join_local(listener.uid)
+
+    def _join_over_tcp(self) -> None:
+        sent_ns = self.fence.now_ns()
+        try:
+            welcome = self._exchange(Hello(self._client, __version__, self._secret), Welcome)
+        except LeaseExpiredError:
+            self.fence.end()
+            raise
+        if welcome.lease_ns <= 0 or not welcome.token:
+            raise ProtocolError("the coordinator gave no lease to a client over TCP")
+        if not self._secret:
+            self._secret = welcome.token
+            self.fence.begin(welcome.lease_ns, sent_ns)
+        elif welcome.resumed:
+            self.fence.confirm(sent_ns)
+        else:
+            self.fence.end()
+        self.fence.check()  # it may have taken too long to answer
+        self.welcome = welcome
+
+    def _join_local(self, uid: int) -> None:
         former = self._token
         welcome = self._exchange(
             Hello(self._client, __version__, former.name if former else ""), Welcome
         )
         if not welcome.resumed:
             try:
-                token = Token(welcome.token, listener.uid)
+                token = Token(welcome.token, uid)
             except HugepoolError:
                 # Else it would wait for our lock for minutes.
                 self._exchange(Goodbye(), GoodbyeSaid)
@@ -180,13 +226,14 @@ class Session:
     def _exchange(self, message: Message, reply: type[_M]) -> _M:
         number = self.next_number()
         self.send(number, message)
-        deadline = time.monotonic() + HELLO_TIMEOUT_S
+        deadline = time.monotonic() + self._patience_s
         while True:
-            received = self.receive(deadline)
+            received = self.receive(self.in_time(deadline))
             if received is None:
+                self.fence.check()
                 raise RequestTimeoutError(
                     "the coordinator did not answer",
-                    needed=f"a reply within {HELLO_TIMEOUT_S:g} s",
+                    needed=f"a reply within {self._patience_s:g} s",
                     where=self.address,
                 )
             if received[0] == number:
@@ -202,6 +249,14 @@ class Session:
         """Whether there is no link at the moment."""
         return self._link is None
 
+    def in_time(self, deadline: float | None) -> float | None:
+        """When to stop waiting and look again: at a deadline, or when the session may be over."""
+        left_s = self.fence.left_s
+        if left_s is None:
+            return deadline
+        ends = time.monotonic() + left_s
+        return ends if deadline is None else min(ends, deadline)
+
     def next_number(self) -> int:
         """A correlation id that none of this session's requests had."""
         return next(self._numbers)
@@ -212,7 +267,7 @@ class Session:
             raise LinkEnded
         self._link.send(correlation, message)
 
-    def receive(self, deadline: float) -> tuple[int, FromCoordinator] | None:
+    def receive(self, deadline: float | None) -> tuple[int, FromCoordinator] | None:
         """As :meth:`hugepool.link.Link.receive`."""
         if self._link is None:
             raise LinkEnded

@@ -59,7 +59,7 @@ class OperandStore(ArrayStore):
             with shared:
                 yield shared, shared.spec
         finally:
-            self.discard(shared.name)
+            self.discard(shared)
 
     def _temporary_name(self, role: str) -> str:
         return f"{role}-{os.getpid()}-{self._channel.welcome.session}-{next(self._temporary)}"
@@ -103,7 +103,7 @@ class OperandStore(ArrayStore):
             yield result
         except BaseException:
             if made is not None and out is not None:
-                self.discard(made.name)
+                self.discard(made)
             raise
 
     @contextmanager
@@ -113,7 +113,7 @@ class OperandStore(ArrayStore):
         try:
             yield spare
         finally:
-            self.discard(spare.name)
+            self.discard(spare)
 
     def _matrix_handle(self, A: SharedMatrix | str) -> SharedMatrix:
         matrix = self.attach(A) if isinstance(A, str) else A

@@ -3,13 +3,16 @@
 Every object is leased and open before the first byte is written, so that none goes
 while the others are saved. Its checksum is computed from the very bytes that are
 written, and compared with that of its seal; a restored one is compared before it is
-sealed, and once more with what the coordinator says.
+sealed, and once more with what the coordinator says. What is restored are temporaries,
+until all are there and have their names in one step.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import reprlib
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,16 +28,26 @@ from hugepool.snapshot_index import FORMAT, Index, SavedObject
 from hugepool.store import ArrayStore, Policy, Progress, temporary_name
 from hugepool_common.checksum import Extent, checksum_of_file
 from hugepool_common.errors import (
+    ArrayBusyError,
     ArrayExistsError,
     ArrayLostError,
     ArrayNotFoundError,
     ChecksumError,
     InvalidSpecError,
+    NotEnoughMemoryError,
+    ProtocolError,
     SegmentChangedError,
     SnapshotError,
 )
-from hugepool_common.messages import ArrayInfo
-from hugepool_common.spec import ArraySpec
+from hugepool_common.messages import (
+    PAGE_OF_PUBLICATIONS,
+    ArrayInfo,
+    Message,
+    PublicationsTold,
+    PublishAll,
+    PublishedAll,
+)
+from hugepool_common.spec import ArraySpec, check_name
 
 
 class SnapshotReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +86,7 @@ def write_snapshot(
 ) -> SnapshotReport:
     """Save sealed objects; see ``pool.snapshot``."""
     started_ns = time.monotonic_ns()
-    path = os.fspath(directory)
+    path = os.fsdecode(directory)
     skipped: dict[str, str] = {}
     with SnapshotDirectory(path, writing=True) as disk, ExitStack() as held:
         files = _leased(store, channel, names, skipped, held)
@@ -91,7 +104,9 @@ def write_snapshot(
                 with writer.data(f"{number:04}.data") as fd:
                     saved.append(_save(file, f"{number:04}.data", fd, told_so_far))
                 done += saved[-1].nbytes
+            disk.check_in_place()
             writer.commit(Index(FORMAT, tuple(saved)))
+        disk.check_in_place()
     return SnapshotReport(
         path, writer.name, tuple(saved), skipped, time.monotonic_ns() - started_ns
     )
@@ -110,13 +125,19 @@ def _leased(
     for name in [info.spec.name for info in store.list()] if chosen is None else chosen:
         try:
             file = held.enter_context(LeasedFile(channel, name))
-        except (ArrayNotFoundError, ArrayLostError, SegmentChangedError) as error:
+        except (
+            ArrayNotFoundError,
+            ArrayLostError,
+            SegmentChangedError,
+            ArrayBusyError,  # its name went and is being made anew
+        ) as error:
             if chosen is not None:
                 raise
             skipped[name] = error.message
             continue
-        except OSError as error:
-            if error.errno != errno.EMFILE:
+        except NotEnoughMemoryError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.EMFILE:
                 raise
             raise SnapshotError(
                 "too many objects for this process's limit of open files",
@@ -155,6 +176,7 @@ def _save(file: LeasedFile, name: str, fd: int, progress: Progress) -> SavedObje
 
 def restore_snapshot(
     store: ArrayStore,
+    channel: Channel,
     directory: str | os.PathLike[str],
     names: Sequence[str] | None,
     replace: bool,
@@ -162,46 +184,90 @@ def restore_snapshot(
 ) -> SnapshotReport:
     """Make objects of a snapshot; see ``pool.restore``."""
     started_ns = time.monotonic_ns()
-    path = os.fspath(directory)
+    path = os.fsdecode(directory)
     with (
         SnapshotDirectory(path, writing=False) as disk,
         disk.open_current() as snapshot,
-        ExitStack() as undo,
     ):
         wanted = _wanted(snapshot, names)
         for saved in wanted:
             os.close(snapshot.open_data(saved))  # before anything is made
         if not replace:
             _refuse_taken(store, wanted)
-        made = []
-        total = sum(saved.nbytes for saved in wanted)
-        done = 0
-        progress = policy.pop("progress", None)
-        policy["temporary"] = replace  # what is not published yet is nobody's
-        for saved in wanted:
-            before = done
-
-            def tell(done_bytes: int, _: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done_bytes, total)
-
-            name = temporary_name(saved.name) if replace else saved.name
-            spec = msgspec.structs.replace(saved.spec, name=name)
-            shared = store.make_blank(spec, **policy)
-            undo.callback(store.discard, name)
-            made.append(shared)
-            with Waiting(f"restoring {saved.name}") as waiting:
-                _fill(shared, snapshot, saved, waiting.update if progress is None else tell)
-            shared.seal()
-            _compare(saved, shared.checksum, shared.info.segment.path)
-            done += saved.nbytes
-        for shared, saved in zip(made, wanted, strict=True):
-            if replace:
-                shared.publish_as(saved.name)
-        undo.pop_all()
+        made: list[SharedObject] = []
+        try:
+            _make(store, snapshot, wanted, policy, made)
+            with channel.batches:
+                _publish(channel, made, wanted, replace)
+        except BaseException:
+            # What was published, if the reply to that was lost, has another name by now.
+            store.discard(*made)
+            raise
         for shared in made:
             shared.detach()
     return SnapshotReport(path, snapshot.name, wanted, {}, time.monotonic_ns() - started_ns)
+
+
+def _make(
+    store: ArrayStore,
+    snapshot: Snapshot,
+    wanted: Sequence[SavedObject],
+    policy: Policy,
+    made: list[SharedObject],
+) -> None:
+    """Make temporaries of what was saved, and seal them: they go with us until they are published.
+
+    What there is of them at any time is in `made`.
+    """
+    total = sum(saved.nbytes for saved in wanted)
+    done = 0
+    progress = policy.pop("progress", None)
+    policy["temporary"] = True
+    for saved in wanted:
+        before = done
+
+        def tell(done_bytes: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done_bytes, total)
+
+        spec = msgspec.structs.replace(saved.spec, name=temporary_name(saved.name))
+        shared = store.make_blank(spec, **policy)
+        made.append(shared)
+        with Waiting(f"restoring {saved.name}") as waiting:
+            _fill(shared, snapshot, saved, waiting.update if progress is None else tell)
+        shared.seal()
+        _compare(saved, shared.checksum, shared.info.segment.path)
+        done += saved.nbytes
+
+
+def _publish(
+    channel: Channel, made: Sequence[SharedObject], wanted: Sequence[SavedObject], replace: bool
+) -> None:
+    """Give all of it its own names, in one step."""
+    names = [saved.name for saved in wanted]
+    for shared in made:
+        shared.check_known()
+    segment_ids = [shared.info.segment.segment_id for shared in made]
+    batch = secrets.randbits(62)
+    told = 0
+    while True:
+        stop = told + PAGE_OF_PUBLICATIONS
+        answer = channel.request(
+            PublishAll(
+                tuple(names[told:stop]),
+                tuple(segment_ids[told:stop]),
+                replace,
+                batch=batch,
+                before=told,
+                more=stop < len(names),
+            ),
+            Message,
+        )
+        if isinstance(answer, PublishedAll):
+            return
+        if not isinstance(answer, PublicationsTold) or not 0 <= answer.count < len(names):
+            raise ProtocolError(f"unexpected reply {type(answer).__name__} to PublishAll")
+        told = answer.count  # 0 from a coordinator that has not heard of the batch
 
 
 def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[SavedObject, ...]:
@@ -211,7 +277,12 @@ def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[SavedObjec
     held = {saved.name: saved for saved in snapshot.index.objects}
     for name in chosen:
         if name not in held:
-            raise ArrayNotFoundError(f"the snapshot has no {name!r}", where=snapshot.path)
+            raise ArrayNotFoundError(
+                f"the snapshot has no {name!r}",
+                had=reprlib.repr(sorted(held)),
+                where=snapshot.path,
+                remedy="leave names out to restore all",
+            )
     return tuple(held[name] for name in chosen)
 
 
@@ -266,7 +337,8 @@ def _chosen(names: Sequence[str] | None) -> list[str] | None:
     """Each name once, in order; None for all there are."""
     if names is None:
         return None
-    return list(dict.fromkeys([names] if isinstance(names, str) else names))
+    wanted = [names] if isinstance(names, str) else names
+    return [check_name(name) for name in dict.fromkeys(wanted)]
 
 
 def _payload(spec: ArraySpec) -> int:

@@ -62,10 +62,16 @@ class SnapshotDirectory:
 
     def __init__(self, path: str, *, writing: bool) -> None:
         self.path = path
+        self._absolute = path
         self._fd = -1
+        self._owner_pid = os.getpid()
         with told("the directory cannot be opened", path):
             if writing:
-                _make_directory(path)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, 0o700)
+            if not os.path.isabs(path):
+                # Not abspath: it takes `..` behind a symbolic link for another directory.
+                self._absolute = os.path.join(os.getcwd(), path)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with told("the directory cannot be locked", path):
@@ -78,6 +84,10 @@ class SnapshotDirectory:
     def close(self) -> None:
         """Let go of the directory."""
         if self._fd >= 0:
+            # A child that was forked meanwhile has the same lock, which closing would leave it.
+            if os.getpid() == self._owner_pid:
+                with contextlib.suppress(OSError):  # it is not locked
+                    fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 
@@ -91,6 +101,27 @@ class SnapshotDirectory:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def check_in_place(self) -> None:
+        """See that the directory is still where it was opened.
+
+        Raises
+        ------
+        SnapshotError
+            It was moved or removed.
+        """
+        with told("the directory cannot be looked at", self.path):
+            opened = os.fstat(self._fd)
+        try:
+            now = os.stat(self._absolute)
+        except OSError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
+            raise SnapshotError(
+                "the directory was moved or removed while a snapshot was written to it",
+                where=self.path,
+                remedy="leave it in its place until the snapshot is made",
+            )
 
     # Reading ------------------------------------------------------------------
 
@@ -145,7 +176,12 @@ class SnapshotDirectory:
             # Whoever wrote it may have been killed before this was on the disk.
             with told("the directory cannot be synced", self.path):
                 os.fsync(self._fd)
-            self._remove_all_but(current.name)
+            with told("the directory cannot be listed", self.path):
+                self._remove_all_but(current.name)
+        else:
+            # Whoever made the directory may have been killed before its name was on the disk.
+            with told("the directory's own name cannot be synced", self.path):
+                _sync_name(self._fd)
         name = f"snapshot-{secrets.token_hex(8)}"
         where = os.path.join(self.path, name)
         with told("the snapshot cannot be made", where):
@@ -164,7 +200,8 @@ class SnapshotDirectory:
             if writer is None or not writer.committed:
                 self._abort(name)
         if writer.committed:
-            self._remove_all_but(name)
+            with contextlib.suppress(OSError):  # the next run tries again
+                self._remove_all_but(name)
 
     def _abort(self, name: str) -> None:
         try:
@@ -237,8 +274,7 @@ class Snapshot:
         """
         path = os.path.join(self.path, saved.file)
         with told(f"the data of {saved.name!r} cannot be opened", path):
-            fd = _open_file(saved.file, self._fd)
-        length = os.fstat(fd).st_size
+            fd, length = _open_file(saved.file, self._fd)
         if length != saved.nbytes:
             os.close(fd)
             raise SnapshotError(
@@ -368,12 +404,12 @@ def told(what: str, where: str) -> Iterator[None]:
         ) from None
 
 
-def _make_directory(path: str) -> None:
+def _sync_name(directory_fd: int) -> None:
+    """Have a directory's entry in the one above on the disk."""
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    parent = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+        parent = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory_fd)
+    except PermissionError:
+        return  # who may not read a directory cannot sync it
     try:
         os.fsync(parent)
     finally:
@@ -385,21 +421,26 @@ def _open_directory(name: str, parent_fd: int) -> int:
     return os.open(name, flags, dir_fd=parent_fd)
 
 
-def _open_file(name: str, parent_fd: int) -> int:
+def _open_file(name: str, parent_fd: int) -> tuple[int, int]:
+    """A descriptor of a regular file, and its length."""
     # O_NONBLOCK: a FIFO planted under the name must not hold us.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=parent_fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return fd
+        raise
+    return fd, status.st_size
 
 
 def _read_small(name: str, parent_fd: int, path: str, most_bytes: int) -> bytes | None:
     """A whole file, or None if there is none."""
     with told("the file cannot be read", path):
         try:
-            fd = _open_file(name, parent_fd)
+            fd, _ = _open_file(name, parent_fd)
         except FileNotFoundError:
             return None
         with open(fd, "rb") as file:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from hugepool_common.checksum import is_checksum
 from hugepool_common.errors import HugepoolError, SnapshotError
-from hugepool_common.spec import ArraySpec
+from hugepool_common.spec import ArraySpec, is_checksum
 
 FORMAT = 1
 
@@ -97,7 +96,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             return msgspec.json.decode(raw, type=cls).checked(where)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SnapshotError(
                 "the index of the snapshot cannot be read", had=str(error), where=where
             ) from None

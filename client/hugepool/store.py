@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,12 +11,14 @@ import numpy as np
 
 from hugepool import formats
 from hugepool.archive import Archive
+from hugepool.arguments import dtype_code, extents_of, rows_range
 from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
 from hugepool_common.errors import (
+    ArrayBusyError,
     CoordinatorUnreachableError,
     HugepoolError,
     IndexOutOfRangeError,
@@ -45,7 +46,6 @@ from hugepool_common.spec import (
     ArraySpec,
     HugePages,
     PageSize,
-    check_dtype,
     check_name,
     check_policy,
     check_shape,
@@ -53,6 +53,9 @@ from hugepool_common.spec import (
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all while an array is made or read."""
+
+DISCARD_TIMEOUT_S = 2.0
+"""How long the end of a failed call waits for what it made to be gone."""
 
 _S = TypeVar("_S", bound=SharedObject)
 
@@ -138,7 +141,7 @@ class ArrayStore:
             No page kind has room. Nothing was kept.
         """
         code = dtype_code(dtype)
-        extents = check_shape(_extents(shape), ITEM_SIZES[code])
+        extents = check_shape(extents_of(shape), ITEM_SIZES[code])
         return self._make(SharedArray, ArraySpec(check_name(name), extents, code), policy)
 
     def attach(
@@ -174,16 +177,37 @@ class ArrayStore:
         InvalidSpecError
             The object has no such rows, or is no array.
         """
-        own = None if rows is None else _rows(rows, readonly)
-        request = Attach(check_name(name), bool(readonly), own)
+        own = None if rows is None else rows_range(rows, readonly)
+        return self._attach(Attach(check_name(name), bool(readonly), own))
+
+    def attach_passed(self, name: str, segment_id: int, *, readonly: bool) -> Any:
+        """Map the object of a handle that was passed on, whatever has its name by now.
+
+        Parameters
+        ----------
+        name, segment_id
+            Of the handle.
+        readonly
+            As of :meth:`attach`.
+
+        Raises
+        ------
+        SegmentChangedError
+            Nobody kept it, and another object has the name.
+        HugepoolError
+            As :meth:`attach`.
+        """
+        return self._attach(Attach(check_name(name), readonly, segment_id=segment_id))
+
+    def _attach(self, request: Attach) -> Any:
         attached = self._channel.request(request, Attached)
         return _HANDLES[attached.array.spec.kind](
             self._channel,
             attached.lease,
             attached.array,
-            writable=not readonly,
+            writable=not request.readonly,
             session=self,
-            rows=own,
+            rows=request.rows,
         )
 
     def put(self, name: str, value: Any, *, seal: bool = True, **policy: Unpack[Policy]) -> Any:
@@ -209,7 +233,7 @@ class ArrayStore:
         source = np.asarray(value)
         shared = self.create(name, source.shape, source.dtype, **policy)
         with Waiting(f"filling {name}"):
-            return self._filled(shared, lambda: np.copyto(shared.array, source), seal, policy)
+            return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
 
     def load(
         self,
@@ -264,7 +288,7 @@ class ArrayStore:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
                 return self._filled(
-                    shared, lambda: file.read_into(one, shared.array, progress), True, policy
+                    shared, lambda: file.read_into(one, shared.array, progress), True
                 )
 
     def _load_parsed(self, name: str, path: str, policy: Policy) -> SharedMatrix:
@@ -277,7 +301,7 @@ class ArrayStore:
         try:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
-                return self._filled(shared, lambda: file.read_csr(shared, progress), True, policy)
+                return self._filled(shared, lambda: file.read_csr(shared, progress), True)
         except (
             InvalidMatrixError,
             IndexOutOfRangeError,
@@ -332,7 +356,7 @@ class ArrayStore:
         try:
             return made.publish_as(name)
         except BaseException:
-            self.discard(temporary)
+            self.discard(made)
             raise
 
     def make_blank(self, spec: ArraySpec, **policy: Unpack[Policy]) -> SharedObject:
@@ -347,15 +371,33 @@ class ArrayStore:
         """
         return self._make(_HANDLES[spec.kind], spec.checked(), policy)
 
-    def discard(self, name: str) -> None:
-        """Destroy what nobody else has heard of, if it is still there; later if need be."""
+    def discard(self, *made: SharedObject) -> None:
+        """Destroy what was made here and is of no use; later, if nobody answers now.
+
+        Only these very objects, under the names that they were made under: whatever came
+        in their place, or was published meanwhile, is not touched.
+        """
+        self._discard([Destroy(one.name, one.info.segment.segment_id) for one in made])
+
+    def _discard(self, made: Sequence[Destroy]) -> None:
+        left = list(made)
         try:
-            self.destroy(name)
-        except (CoordinatorUnreachableError, RequestTimeoutError):
-            # The next coordinator takes it over, with this session: tell that one.
-            self._channel.post_later(Destroy(name))
-        except HugepoolError:
-            pass  # it went with its coordinator, or has another name by now
+            for destroy in made:
+                if self._channel.silent:
+                    break
+                try:
+                    self._channel.request(destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S)
+                except (CoordinatorUnreachableError, RequestTimeoutError):
+                    break
+                except ArrayBusyError:
+                    continue  # its seal, or a job, is under way
+                except HugepoolError:
+                    pass  # it went with its coordinator, or has another name by now
+                left.remove(destroy)
+        finally:
+            # The coordinator that answers next, this one or another, has them: tell it then.
+            for destroy in left:
+                self._channel.post_later(destroy)
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
@@ -416,7 +458,8 @@ class ArrayStore:
                 progress(length, length)
             return kind(self._channel, created.lease, created.array, writable=True, session=self)
         except BaseException:
-            self._give_up(spec.name, policy)  # nobody would ever fill it
+            # Nobody would ever fill it.
+            self._discard([Destroy(spec.name, created.array.segment.segment_id)])
             raise
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:
@@ -436,64 +479,19 @@ class ArrayStore:
             np.copyto(shared.data, source.data)
 
         with Waiting(f"filling {name}"):
-            return self._filled(shared, fill, seal, policy)
+            return self._filled(shared, fill, seal)
 
-    def _filled(self, shared: _S, fill: Callable[[], None], seal: bool, policy: Policy) -> _S:
+    def _filled(self, shared: _S, fill: Callable[[], None], seal: bool) -> _S:
         try:
             fill()
             if seal:
                 shared.seal()
         except BaseException:
-            # Half an array must not stay under the name.
-            self._give_up(shared.name, policy)
+            self.discard(shared)  # half an array must not stay under the name
             raise
         return shared
-
-    def _give_up(self, name: str, policy: Policy) -> None:
-        if policy.get("temporary"):
-            self.discard(name)
-        else:
-            self.destroy(name)  # now or not at all: later the name may be somebody else's
 
 
 def temporary_name(name: str) -> str:
     """A name that nobody has, for what will be published as `name`."""
     return f"{name[:100]}.new-{secrets.token_hex(8)}"
-
-
-def _rows(rows: Any, readonly: bool) -> tuple[int, int]:
-    """Rows ``[start, stop)`` as two ints."""
-    try:
-        start, stop = map(operator.index, rows)
-    except (TypeError, ValueError):
-        start, stop = -1, -1
-    if not 0 <= start <= stop < 1 << 63:
-        raise InvalidSpecError(f"rows={rows!r} is no range", needed="(start, stop)")
-    if readonly:
-        raise InvalidSpecError("only a writer declares rows", remedy="pass readonly=False")
-    return start, stop
-
-
-def _extents(shape: int | Sequence[int]) -> tuple[int, ...]:
-    """A shape as Python ints; only true integers pass, NumPy's included."""
-    try:
-        extents = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    except TypeError:
-        raise InvalidSpecError(f"shape {shape!r} is not an int or a sequence of ints") from None
-    return tuple(int(extent) if isinstance(extent, np.integer) else extent for extent in extents)
-
-
-def dtype_code(dtype: Any) -> str:
-    """The code of a dtype that can be shared.
-
-    Raises
-    ------
-    InvalidSpecError
-        It is none.
-    """
-    if isinstance(dtype, str) and dtype in ITEM_SIZES:
-        return dtype
-    try:
-        return check_dtype(np.dtype(dtype).str)
-    except TypeError:
-        raise InvalidSpecError(f"{dtype!r} is not a dtype") from None

@@ -14,7 +14,11 @@ from hugepool.listener import START_REMEDY, probe
 from hugepool.progress import Waiting
 from hugepool.reunion import Absence
 from hugepool.session import Session
-from hugepool_common.errors import CoordinatorUnreachableError, RequestTimeoutError
+from hugepool_common.errors import (
+    CoordinatorUnreachableError,
+    LeaseExpiredError,
+    RequestTimeoutError,
+)
 
 _PROBE_MS = 30
 """How often an absent coordinator is looked for."""
@@ -65,6 +69,8 @@ class Succession:
         ------
         CoordinatorUnreachableError
             There is none, or ours was one that nothing outlives.
+        LeaseExpiredError
+            The session was one over TCP, and is over.
         RequestTimeoutError
             There was none by the caller's own deadline.
         """
@@ -78,13 +84,15 @@ class Succession:
         watcher = select.poll()
         for fd in watch:
             watcher.register(fd, select.POLLIN)
-        shown = Waiting("the coordinator ended; waiting for the next one")
+        # Over TCP a link that was lost and a coordinator that ended look alike.
+        far = self._session.coordinator_uid is None
+        ended = "the coordinator is out of reach" if far else "the coordinator ended"
+        shown = Waiting(f"{ended}; waiting for {'it' if far else 'the next one'}")
         with nullcontext() if silent else shown:
             while not (durable and self._taken_up()):
+                self._session.fence.check()
                 if self._absence.over:
-                    raise CoordinatorUnreachableError(
-                        "the coordinator ended", where=address, remedy=START_REMEDY
-                    )
+                    raise CoordinatorUnreachableError(ended, where=address, remedy=START_REMEDY)
                 if deadline is not None and time.monotonic() > deadline:
                     raise too_late(address)
                 if watcher.poll(_PROBE_MS):
@@ -110,9 +118,15 @@ class Succession:
         with Uninterrupted():
             try:
                 self._ledger.settle_abandoned()
+                instance = self._session.welcome.instance
                 self._session.take_up(listener, self._ledger.holdings)
+                if self._session.welcome.instance != instance:
+                    self._ledger.forget_segments()
                 for number, request in self._ledger.ask_again():
                     self._session.send(number, request)
+            except LeaseExpiredError:
+                self._session.leave()
+                raise
             except (LinkEnded, CoordinatorUnreachableError, RequestTimeoutError):
                 self._session.leave()
                 return False

@@ -44,12 +44,15 @@ class Built:
         What a handle needs to run.
     build_ns
         Time that it took, without compiling.
+    values
+        As what it keeps the values of a matrix; empty if it does not.
     """
 
     form: str
     payload: SharedObject | None
     scratch: tuple[Member, ...]
     build_ns: int
+    values: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Trials:
         self._operands = dict(operands)
         self._entrants: dict[str, _Entrant] = {}
         self._kept: _Entrant | None = None
+        self._cut_nbytes = 0
         self.reason = ""
 
     @property
@@ -150,6 +154,11 @@ class Trials:
         """Of the form that was kept."""
         assert self._kept is not None, "nothing was decided"
         return self._kept.scratch
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """What a handle holds of it that runs on as many workers."""
+        return sum(one.nbytes for one in self.scratch.values()) + self._cut_nbytes
 
     @property
     def break_even(self) -> int | None:
@@ -282,6 +291,7 @@ class Trials:
             form, why = forms.DIRECT, "; ".join(passed_over)
         self.reason = why[:1000]
         self._kept = self._entrants[form]
+        self._cut_nbytes = sum(array.nbytes for array in self._kept.cut.values())
         for other, entrant in self._entrants.items():
             for array in entrant.cut.values():
                 array.detach()

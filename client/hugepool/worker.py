@@ -79,9 +79,10 @@ class Worker:
 
     def _register(self) -> None:
         """Offer this process to the coordinator of the moment."""
-        self._reunions = self._channel.reunions
         request = RegisterWorker(self._cpus)
         self.number = self._channel.request(request, WorkerRegistered).worker
+        # Counted now: asked of one that ended, it was asked again, and the next one answered.
+        self._reunions = self._channel.reunions
 
     def stop(self) -> None:
         """End :meth:`run` after the part under way. May be called from a signal handler."""

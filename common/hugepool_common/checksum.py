@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import Empty, SimpleQueue
 
 from hugepool_common.errors import CancelledError, SegmentChangedError
 from hugepool_common.mapping import CancelFlag, Progress
@@ -49,13 +48,6 @@ From several threads, for one part not in order; the bytes are good during the c
 
 _Chunk = tuple[int, int, int]
 """Number of a part, and where in it the chunk starts and stops."""
-
-_TEXT = re.compile(r"crc32-16M:[0-9a-f]{16}")
-
-
-def is_checksum(text: str) -> bool:
-    """Whether a text is a checksum as this module writes it."""
-    return _TEXT.fullmatch(text) is not None
 
 
 def checksum_of_file(
@@ -181,20 +173,49 @@ def _for_all(
     over: threading.Event,
 ) -> None:
     """Act on every chunk in threads, and take the results on this one as they come."""
-    threads = min(len(os.sched_getaffinity(0)), MAX_THREADS, len(chunks))
-    if threads < 2:
-        for chunk in chunks:
-            take(chunk, act(*chunk))
-        return
-    # Leaving the block joins all threads: nobody reads a descriptor that is closed next.
-    with ThreadPoolExecutor(threads, thread_name_prefix="checksum") as pool:
-        pending = {pool.submit(act, *chunk): chunk for chunk in chunks}
+    to_do: SimpleQueue[_Chunk] = SimpleQueue()
+    for chunk in chunks:
+        to_do.put(chunk)
+    done: SimpleQueue[tuple[_Chunk, int | BaseException]] = SimpleQueue()
+
+    def work() -> None:
+        while not over.is_set():
+            try:
+                chunk = to_do.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put((chunk, act(*chunk)))
+            except BaseException as error:
+                done.put((chunk, error))
+
+    threads: list[threading.Thread] = []
+    try:
+        _start(min(len(os.sched_getaffinity(0)), MAX_THREADS, len(chunks)), work, threads)
+        for _ in chunks:
+            if not threads:
+                chunk = to_do.get()
+                take(chunk, act(*chunk))
+                continue
+            chunk, outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            take(chunk, outcome)
+    finally:
+        over.set()
+        for thread in threads:  # nobody is to read a descriptor that is closed next
+            thread.join()
+
+
+def _start(count: int, work: Callable[[], None], started: list[threading.Thread]) -> None:
+    """Start as many threads as can be had; none where one by itself would be no faster."""
+    for number in range(count if count > 1 else 0):
+        thread = threading.Thread(target=work, name=f"checksum-{number}")
         try:
-            for ended in as_completed(pending):
-                take(pending[ended], ended.result())
-        except BaseException:
-            over.set()
-            raise
+            thread.start()
+        except RuntimeError:
+            return  # a limit of tasks or memory: those that there are do all of it
+        started.append(thread)
 
 
 def read_whole(fd: int, view: memoryview, offset: int, where: str) -> None:

@@ -42,6 +42,7 @@ class ErrorCode(IntEnum):
     CHECKSUM_MISMATCH = 25
     QUOTA_EXCEEDED = 26
     SNAPSHOT_INVALID = 27
+    LEASE_EXPIRED = 28
 
 
 class HugepoolError(Exception):
@@ -152,6 +153,15 @@ class CoordinatorUnreachableError(HugepoolError, ConnectionError):
     """No coordinator answers at the address."""
 
     code = ErrorCode.COORDINATOR_UNREACHABLE
+
+
+class LeaseExpiredError(CoordinatorUnreachableError):
+    """The coordinator was out of reach for longer than the lease of a session over TCP.
+
+    That session is over, and with it every handle: nothing of it begins again by itself.
+    """
+
+    code = ErrorCode.LEASE_EXPIRED
 
 
 class RequestTimeoutError(HugepoolError, TimeoutError):

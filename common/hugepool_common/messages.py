@@ -37,6 +37,12 @@ PAGE_OF_HOLDERS = 128
 PAGE_OF_JOBS = 32
 """Jobs in one JobsListed reply; the rest is asked for with ``after``."""
 
+NOBODY = (1 << 32) - 1
+"""Uid, and gid, that clients over TCP are told by. No user has it: to the kernel it means none."""
+
+PAGE_OF_PUBLICATIONS = 400
+"""Most names in one PublishAll, however long: others go before it, with ``more``."""
+
 CREW_KERNEL = "crew"
 """Name of the job that lasts as long as a crew: its workers take no other part till then."""
 
@@ -200,7 +206,9 @@ class Hello(Message, frozen=True, tag=1):
     client: str
     version: str
     resume: str = ""
-    """Name of the token of an earlier session of this very process; empty for a new one."""
+    """Name of the token of an earlier session of this very process; empty for a new one.
+
+    Over TCP a session that is over is not replaced by a new one: that is an error."""
 
 
 class CreateArray(Message, frozen=True, tag=2):
@@ -224,6 +232,8 @@ class Attach(Message, frozen=True, tag=3):
     readonly: bool = True
     rows: tuple[int, int] | None = None
     """Rows ``[start, stop)`` that this writer declares its own; only with ``readonly=False``."""
+    segment_id: int = 0
+    """As in :class:`Operand`: of a handle that was passed on; 0 for whatever has the name."""
 
 
 class Detach(Message, frozen=True, tag=4):
@@ -258,6 +268,8 @@ class Destroy(Message, frozen=True, tag=7):
     """Remove the name; pages go when the last mapping goes."""
 
     name: str
+    segment_id: int = 0
+    """Only if it is this segment that has the name; 0 for whatever has it."""
 
 
 class List(Message, frozen=True, tag=8):
@@ -368,6 +380,31 @@ class ListJobs(Message, frozen=True, tag=27):
     """Those of numbers above this one."""
 
 
+class Renew(Message, frozen=True, tag=28):
+    """A client over TCP is there: the lease of its session begins anew."""
+
+
+class PublishAll(Message, frozen=True, tag=29):
+    """Give sealed objects other names, all in one step or none of them.
+
+    Names that are too many for one message are told in several, all but the last with
+    `more`; the last one begins the step.
+    """
+
+    names: tuple[str, ...]
+    """What they are to be published under."""
+    segment_ids: tuple[int, ...]
+    """Of the objects, in the same order."""
+    replace: bool = False
+    """Whether a name may be taken: what has it is superseded, as by Publish."""
+    batch: int = 0
+    """The same in all messages that belong together."""
+    before: int = 0
+    """How many names of the batch were told before."""
+    more: bool = False
+    """Whether another message of the batch follows."""
+
+
 # Replies ----------------------------------------------------------------------
 
 
@@ -421,11 +458,15 @@ class Welcome(Message, frozen=True, tag=101):
     """The same for all coordinators that followed each other on what the first one made."""
     pid: int
     token: str = ""
-    """Path of the file to be locked, and kept open for life, before Bind."""
+    """Path of the file to be locked, and kept open for life, before Bind.
+
+    Over TCP a secret name, by which alone the session is taken up again: nothing is locked."""
     resumed: bool = False
     """The session of before goes on: its token is still locked, and no Bind is wanted."""
     durable: bool = False
     """Arrays and sessions outlive this coordinator's process: wait for the next one."""
+    lease_ns: int = 0
+    """How long the session lives without a Renew; 0 for a local one, which lives by its lock."""
 
 
 class ArrayCreated(Message, frozen=True, tag=102):
@@ -508,6 +549,10 @@ class Counted(Message, frozen=True, tag=110):
     """Most payload bytes of all arrays; 0 for no quota."""
     user_quota_bytes: int = 0
     """Most payload bytes of one user's arrays; 0 for no quota."""
+    tcp: str = ""
+    """Address that clients over TCP connect to; empty if there is none."""
+    troubles: tuple[str, ...] = ()
+    """What is wrong with the directories that it works in, a sentence each."""
 
 
 class WorkerRegistered(Message, frozen=True, tag=111):
@@ -571,6 +616,20 @@ class JobsListed(Message, frozen=True, tag=127):
 
     jobs: tuple[JobInfo, ...]
     more: bool
+
+
+class Renewed(Message, frozen=True, tag=128):
+    """The lease has begun anew; the client counts from when it *sent* Renew."""
+
+
+class PublishedAll(Message, frozen=True, tag=129):
+    """Every name of the batch means what was asked for, from here on."""
+
+
+class PublicationsTold(Message, frozen=True, tag=130):
+    """More of the batch is awaited: what follows the first `count` names of it."""
+
+    count: int
 
 
 # Notices ----------------------------------------------------------------------
@@ -642,6 +701,8 @@ Request = (
     | Bind
     | Resume
     | ListJobs
+    | Renew
+    | PublishAll
 )
 Reply = (
     Failed
@@ -666,6 +727,9 @@ Reply = (
     | Bound
     | Resumed
     | JobsListed
+    | Renewed
+    | PublishedAll
+    | PublicationsTold
 )
 Notice = CreateProgress | JobProgress | RunPart | DropSegment | CoordinatorStopping | WorkersChanged
 FromCoordinator = Reply | Notice

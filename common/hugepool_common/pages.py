@@ -30,14 +30,14 @@ from hugepool_common.mounts import (
     parse_mountinfo,
     read_mounts,
 )
-from hugepool_common.units import KIB, MIB
+from hugepool_common.units import KIB, MIB, format_bytes
 
 MOUNT_VARIABLE = "HUGEPOOL_MOUNT"
 """Environment variable: the directory, on hugetlbfs or tmpfs, to put segments in."""
 
 _THP = "sys/kernel/mm/transparent_hugepage"
 _POOLS = "sys/kernel/mm/hugepages"
-_MEMINFO = re.compile(r"^(Hugepagesize|MemAvailable|SwapFree):\s+([0-9]+) kB$", re.M)
+_MEMINFO = re.compile(r"^(Hugepagesize|MemTotal|MemAvailable|SwapFree):\s+([0-9]+) kB$", re.M)
 _POOL_NAME = re.compile(r"hugepages-([0-9]+)kB")
 
 # By its text, read anew each time, so a mount made meanwhile is seen.
@@ -107,6 +107,42 @@ class Host:
     """``$HUGEPOOL_MOUNT``."""
     knows_collapse: bool = True
     """Whether madvise(2) knows MADV_COLLAPSE (Linux 6.1)."""
+    memory_total_bytes: int = 0
+    """MemTotal; 0 where it is not known."""
+
+    def past_all_memory(self, nbytes: int, *, limited: bool = True) -> str:
+        """Why no setting makes room for so many bytes; empty if the memory is as large.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes that would be in use together.
+        limited
+            Whether the control group's limit counts: not for the huge-page pool.
+        """
+        if 0 < self.memory_total_bytes < nbytes:
+            return f"this machine has {format_bytes(self.memory_total_bytes)} of memory"
+        limit = self.memory_limit
+        if limited and limit is not None and limit.limit_bytes < nbytes:
+            return (
+                f"the control group {limit.where} has {format_bytes(limit.limit_bytes)} of memory"
+            )
+        return ""
+
+    def pool_shortage(self, page_size: int, pages: int) -> str:
+        """Why the pool of a page size cannot have so many pages for new arrays; else empty.
+
+        What a pool takes is taken from everybody, and the kernel looks for it to the last
+        byte: a pool larger than what is free would leave nothing to the rest.
+        """
+        pool = self.pool(page_size)
+        missing = 0 if pool is None else max(0, pages - pool.available_pages)
+        total = pages if pool is None else pool.total_pages - pool.surplus_pages + missing
+        found = self.past_all_memory(max(pages, total) * page_size, limited=False)
+        free = self.memory_available_bytes
+        if not found and self.memory_total_bytes and missing * page_size > free:
+            return f"only {format_bytes(free)} of memory are free"
+        return found
 
     @property
     def memory_headroom_bytes(self) -> int:
@@ -193,6 +229,10 @@ class LiveHost(Host):
     @functools.cached_property
     def memory_available_bytes(self) -> int:
         return self._meminfo.get("MemAvailable", 0) + self._meminfo.get("SwapFree", 0)
+
+    @functools.cached_property
+    def memory_total_bytes(self) -> int:
+        return self._meminfo.get("MemTotal", 0)
 
     @functools.cached_property
     def pools(self) -> tuple[Pool, ...]:

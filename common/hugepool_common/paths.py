@@ -37,6 +37,8 @@ PROGRAM_VARIABLE = "HUGEPOOL_PROGRAM"
 
 SOCKET_NAME = "hugepool.sock"
 COORDINATOR_NAME = "coordinator"
+RENAMES_NAME = "renames"
+"""Beside records that are being put in their places together: which."""
 _SERVICE_DIRECTORY = "/run/hugepool"
 _SOCKET_PATH_LIMIT = 107  # sun_path less its terminating zero
 
@@ -152,10 +154,9 @@ def unfinished_name(name: str) -> str:
 
 
 def is_unfinished_manifest(name: str) -> bool:
-    """Whether a file is a manifest that a coordinator was writing when it was killed."""
-    return name.startswith(_UNFINISHED) and bool(
-        _MANIFEST_FILE.fullmatch(name.removeprefix(_UNFINISHED))
-    )
+    """Whether a coordinator was writing a file beside the manifests when it was killed."""
+    last = name.removeprefix(_UNFINISHED)
+    return last != name and bool(last == RENAMES_NAME or _MANIFEST_FILE.fullmatch(last))
 
 
 def segment_directory_name(uid: int, store: str) -> str:
@@ -253,3 +254,18 @@ def open_private_directory(path: str, mode: int = 0o700) -> int:
     if made and mode != 0o700:
         os.fchmod(fd, mode)
     return fd
+
+
+def is_still(path: str, fd: int) -> bool:
+    """Whether the path still is the directory that is open.
+
+    Raises
+    ------
+    OSError
+        That cannot be seen.
+    """
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(there, os.fstat(fd))

@@ -18,11 +18,11 @@ from hugepool_common.spec import MAX_EXTENT, Segment
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EBUSY)
 
 
-def refusal(error: OSError, path: str) -> HugepoolError:
+def refusal(error: OSError, path: str, done: str = "mapped") -> HugepoolError:
     """What to raise where the kernel refuses something about a segment without a better word."""
     if isinstance(error, HugepoolError):
         return error
-    message = f"the segment cannot be mapped: {error.strerror or error}"
+    message = f"the segment cannot be {done}: {error.strerror or error}"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return NotEnoughMemoryError(
             message, needed="a free descriptor", where=path, remedy="raise it with: ulimit -n"
@@ -54,7 +54,7 @@ def open_segment(segment: Segment, writable: bool) -> int:
     _check_segment(segment)
     fd = _open_file(segment, writable)
     try:
-        _check_file(fd, segment)
+        _check_file(fd, segment, writable)
     except BaseException:
         os.close(fd)
         raise
@@ -98,7 +98,7 @@ def _open_file(segment: Segment, writable: bool) -> int:
         raise
 
 
-def _check_file(fd: int, segment: Segment) -> None:
+def _check_file(fd: int, segment: Segment, writable: bool) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise SegmentChangedError("the segment is no regular file", where=segment.path)
@@ -111,4 +111,10 @@ def _check_file(fd: int, segment: Segment) -> None:
             needed="device {}, inode {}, uid {}, {} bytes".format(*needed),
             had="device {}, inode {}, uid {}, {} bytes".format(*had),
             where=segment.path,
+        )
+    # Root may open anything. Looked at after opening: a seal sets the mode first, and is then
+    # refused as long as anybody has the file open for writing.
+    if writable and not status.st_mode & 0o222:
+        raise NotPermittedError(
+            "the segment may not be opened for writing: it is sealed", where=segment.path
         )

@@ -14,6 +14,7 @@ import errno
 import math
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn, get_args
@@ -22,6 +23,7 @@ import msgspec
 
 from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError
 from hugepool_common.paths import RUNTIME_VARIABLE
+from hugepool_common.small_files import read_small_file
 from hugepool_common.spec import HugePages, PageSize
 from hugepool_common.units import parse_bytes
 
@@ -31,6 +33,11 @@ SYSTEM_FILE = "/etc/hugepool/hugepool.toml"
 FLAG = "flag"
 DEFAULT = "default"
 """Origins of values that come from no variable and no file."""
+
+LEAST_LEASE_S, MOST_LEASE_S = 1, 3600
+
+_MOST_BYTES = 1 << 20
+"""A configuration file has some hundred bytes."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -50,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Pages of arrays that state none of their own.
     keep
         Whether a coordinator that is told to stop leaves the arrays to the next one.
+    lease_s
+        Seconds that the session of a client over TCP lives without a sign of it.
     log_level
         Of the coordinator.
     mount
@@ -60,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Seconds that a client waits for a coordinator that ended and may be started again.
     runtime_dir
         Directory of the coordinator's socket; empty for the user's own.
+    tcp
+        Loopback address and port at which the coordinator also takes clients over TCP, such as
+        ``127.0.0.1:8378``; empty for none.
     """
 
     address: str = ""
@@ -67,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     group: str = ""
     huge_pages: HugePages = "try"
     keep: bool = False
+    lease_s: float = 10.0
     log_level: LogLevel = "info"
     mount: str = ""
     page_size: PageSize = "auto"
@@ -74,12 +87,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     quota_per_user: str = ""
     reconnect_s: float = 10.0
     runtime_dir: str = ""
+    tcp: str = ""
 
 
 NAMES = Settings.__struct_fields__
 
-_TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 _PREFIX = "HUGEPOOL_"
+_NOT_SET = {"PROGRAM"}
+"""Variables of ours that are no settings."""
+
 _NEEDED = {str: "a string", bool: "true or false", float: "seconds, 0 or more"}
 _ODD_VARIABLES = {"log_level": "HUGEPOOL_LOG", "runtime_dir": RUNTIME_VARIABLE}
 
@@ -141,6 +157,10 @@ def read_configuration(flags: Mapping[str, object] | None = None) -> Configurati
         if text := os.environ.get(variable, ""):
             found[name] = _value(name, text, variable, strict=False)
             origins[name] = variable
+    for variable, meant in suspect_variables().items():
+        raise InvalidSpecError(
+            f"{variable} is not a setting", where="environment", remedy=f"did you mean {meant}?"
+        )
     for name, value in (flags or {}).items():
         if value is not None:
             found[name] = _value(name, value, "", strict=False)
@@ -155,10 +175,18 @@ def export_mount(settings: Settings) -> None:
 
 
 def suspect_variables() -> dict[str, str]:
-    """Environment variables that look like one of ours with a typo, and what was meant."""
+    """Environment variables that look like one of ours with a typo, and what was meant.
+
+    One that is like none of ours is somebody else's affair: a test's, a script's.
+    """
+    words = {name.removeprefix(_PREFIX) for name in os.environ if name.startswith(_PREFIX)}
     known = {variable_of(name).removeprefix(_PREFIX) for name in NAMES} | {"CONFIG"}
-    words = [name.removeprefix(_PREFIX) for name in os.environ if name.startswith(_PREFIX)]
-    nearest = {word: _nearest(word, known) for word in sorted(set(words) - known)}
+    settings = {name.upper(): variable_of(name).removeprefix(_PREFIX) for name in NAMES}
+    nearest = {
+        word: settings.get(word)
+        or _nearest(word, known)  # LOG_LEVEL is a setting, LOG its variable
+        for word in sorted(words - known - _NOT_SET)
+    }
     return {_PREFIX + word: _PREFIX + meant for word, meant in nearest.items() if meant}
 
 
@@ -173,8 +201,13 @@ def configuration_files() -> list[tuple[str, bool]]:
 
 def _read_file(path: str, required: bool) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_small_file(path, _MOST_BYTES)
+    except InvalidSpecError as error:
+        raise InvalidSpecError(
+            f"the configuration file cannot be read: {error.message}",
+            needed=error.needed,
+            where=path,
+        ) from None
     except OSError as error:
         # A usual one that we may not read is not meant for us: somebody else's home, perhaps.
         if not required and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
@@ -207,9 +240,18 @@ def _refuse_name(name: str, path: str) -> NoReturn:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    near = [one for one in sorted(known) if _letters_apart(name, one) <= max(2, len(name) // 3)]
+    if not near:
+        return ""
     import difflib  # only over an error
 
-    return next(iter(difflib.get_close_matches(name, sorted(known), 1, cutoff=0.7)), "")
+    return next(iter(difflib.get_close_matches(name, near, 1, cutoff=0.7)), "")
+
+
+def _letters_apart(one: str, other: str) -> int:
+    letters = Counter(one)
+    letters.subtract(other)
+    return sum(map(abs, letters.values()))
 
 
 def _value(name: str, value: object, where: str, *, strict: bool) -> object:
@@ -220,13 +262,20 @@ def _value(name: str, value: object, where: str, *, strict: bool) -> object:
         good = not is_quota or not checked or parse_bytes(checked) > 0
         if name == "reconnect_s":
             good = 0 <= checked < math.inf
+        elif name == "lease_s":
+            good = LEAST_LEASE_S <= checked <= MOST_LEASE_S
     except (msgspec.ValidationError, InvalidSpecError):
         good = False
     if good:
         return checked
-    needed = " or ".join(get_args(_TYPES[name])) or _NEEDED[_TYPES[name]]
+    (kind,) = (field.type for field in msgspec.structs.fields(Settings) if field.name == name)
+    needed = " or ".join(get_args(kind)) or _NEEDED[kind]
+    if is_quota:
+        needed = 'a number of bytes such as "100G"'
+    elif name == "lease_s":
+        needed = f"seconds, {LEAST_LEASE_S} to {MOST_LEASE_S}"
     raise InvalidSpecError(
         f"the setting {name} cannot be {reprlib.repr(value)}",
-        needed='a number of bytes such as "100G"' if is_quota else needed,
+        needed=needed,
         where=where,
     )

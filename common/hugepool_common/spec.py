@@ -54,6 +54,7 @@ MAX_MEMBERS = 12
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,15}")
+_CHECKSUM = re.compile(r"crc32-16M:[0-9a-f]{16}")
 
 
 def check_name(name: object) -> str:
@@ -121,6 +122,11 @@ def check_shape(shape: object, item_size: int) -> tuple[int, ...]:
             f"an array of shape {_shown(shape)} is too large", needed="at most 2**48 bytes"
         )
     return tuple(shape)
+
+
+def is_checksum(text: str) -> bool:
+    """Whether a text is a checksum as :mod:`hugepool_common.checksum` writes it."""
+    return _CHECKSUM.fullmatch(text) is not None
 
 
 def check_label(label: object, items: object) -> None:
@@ -320,6 +326,10 @@ class ArraySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return last.offset + last.nbytes
 
 
+BY_LENGTH = "nbytes"
+"""The `call` of a fall that is for the array's length alone: nothing refused it."""
+
+
 class Fall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a rung of the ladder was not used.
 
@@ -342,6 +352,10 @@ class Fall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errno: int
     reason: str
     remedy: str = ""
+
+    def __str__(self) -> str:
+        # That an array is small is no fault of the rung that it would have gone to.
+        return self.reason if self.call == BY_LENGTH else f"not {self.rung}: {self.reason}"
 
 
 class PageReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -386,7 +400,7 @@ class PageReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
         if self.huge_bytes < self.length and self.reasons:
             last = self.reasons[-1]
-            text += f" because {last.rung}: {last.reason}"
+            text += f" because {last if last.call == BY_LENGTH else f'{last.rung}: {last.reason}'}"
         return text
 
 

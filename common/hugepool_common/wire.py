@@ -8,6 +8,7 @@ behind this module there are only typed objects.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -28,12 +29,19 @@ _MAX_MAP = 64
 _MAX_TEXT = 8192
 
 _WRITER = msgspec.msgpack.Encoder()
-_REQUEST_READER: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_COORDINATOR_READER: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(
-    FromCoordinator
-)
 
 _M = TypeVar("_M")
+
+
+# Made when first used: each side reads one of them, and both take milliseconds of a start.
+@functools.cache
+def _request_reader() -> msgspec.msgpack.Decoder[Request]:
+    return msgspec.msgpack.Decoder(Request)
+
+
+@functools.cache
+def _coordinator_reader() -> msgspec.msgpack.Decoder[FromCoordinator]:
+    return msgspec.msgpack.Decoder(FromCoordinator)
 
 
 def encode(correlation: int, message: Message) -> list[bytes]:
@@ -70,12 +78,12 @@ def decode_request(frames: Sequence[bytes]) -> tuple[int, Request]:
         Wrong number or size of frames, unknown version or message, malformed or
         over-long msgpack, unknown or missing field, wrong type.
     """
-    return _decode(frames, _REQUEST_READER)
+    return _decode(frames, _request_reader())
 
 
 def decode_from_coordinator(frames: Sequence[bytes]) -> tuple[int, FromCoordinator]:
     """Read what the coordinator sent; errors as :func:`decode_request`."""
-    return _decode(frames, _COORDINATOR_READER)
+    return _decode(frames, _coordinator_reader())
 
 
 def _decode(frames: Sequence[bytes], reader: msgspec.msgpack.Decoder[_M]) -> tuple[int, _M]:

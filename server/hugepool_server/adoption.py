@@ -25,14 +25,16 @@ from hugepool_server.state import State
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
-def recover(state: State, event: Recovered) -> None:
+def recover(state: State, event: Recovered, now_ns: int) -> None:
     """Take in all that is sound.
 
-    Sessions sleep until their client is heard of. Sealed arrays are there at once,
-    unsealed ones as long as their owner lives, and of what is lost the name.
+    Sessions sleep until their client is heard of; one over TCP for as long as its lease. Sealed
+    arrays are there at once, unsealed ones as long as their owner lives, and of what is lost the
+    name.
     """
-    for session in state.leases.recover(_sound_sessions(state, event.sessions)):
-        state.emit(WatchProcess(session.number, session.identity.pid))
+    for session in state.leases.recover(_sound_sessions(state, event.sessions), now_ns):
+        if session.identity.is_local:
+            state.emit(WatchProcess(session.number, session.identity.pid))
     records = list(_sound_arrays(state, event.arrays))
     # The newest generation of a name first; of two makers of one name the later.
     records.sort(key=lambda one: (one.generation, one.sealed, one.segment.segment_id))
@@ -52,7 +54,11 @@ def recover(state: State, event: Recovered) -> None:
         kept.append(found)
     state.registry.recover(sorted(kept, key=lambda found: found.segment_id))
     # They may be at parts of jobs that ended with their coordinator, and still write.
-    workers = [one for one in state.leases.sessions if one.client == WORKER_CLIENT]
+    workers = [
+        one
+        for one in state.leases.sessions
+        if one.client == WORKER_CLIENT and one.identity.is_local
+    ]
     writable = [found.segment_id for found in kept if found.state is ArrayState.READY]
     state.jobs.inherit(workers, writable)
 

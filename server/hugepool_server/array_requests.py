@@ -35,6 +35,7 @@ from hugepool_common.messages import (
     Message,
     Publish,
     Published,
+    PublishedAll,
     Seal,
     Sealed,
 )
@@ -55,6 +56,7 @@ from hugepool_server.events import (
 )
 from hugepool_server.leases import Asker, Rows
 from hugepool_server.named_object import ArrayState, NamedObject
+from hugepool_server.records import Identity
 from hugepool_server.registry import Act, ActKind
 from hugepool_server.state import State, cancelled
 
@@ -120,9 +122,10 @@ class ArrayRequests:
 
     def attach(self, asker: Asker, request: Attach, now_ns: int) -> Message:
         """Grant a lease, writable only to who may write, and rows to one writer alone."""
-        found = self._state.registry.find(request.name)
+        found = self._state.registry.find(request.name, request.segment_id)
         rows = request.rows
         if rows is not None:
+            self.check_declares(asker)
             check_rows(found.spec, rows, readonly=request.readonly)
         if not request.readonly:
             check_writable(found)
@@ -140,13 +143,13 @@ class ArrayRequests:
         """Whose rows are whose is not known until all have told what they had of it."""
         if not self._state.may_be_held_unseen(found):
             return
-        pids = [
-            str(session.identity.pid)
+        late = [
+            session.identity.told_pid
             for session in self._state.leases.resuming
             if session is not asker.session
         ]
-        if pids:
-            raise _busy(found, f"clients that have not told their rows: pid {' '.join(pids)}")
+        if late:
+            raise _busy(found, f"clients that have not told their rows: {', '.join(late)}")
 
     def detach(self, asker: Asker, request: Detach, now_ns: int) -> Message:
         """Take a lease back."""
@@ -156,14 +159,9 @@ class ArrayRequests:
     def seal(self, asker: Asker, request: Seal, now_ns: int) -> Message | None:
         """Begin to make an array immutable that nobody else writes."""
         found = self._state.registry.find(request.name, request.segment_id)
-        uid = asker.session.identity.uid
-        if uid != found.creator.uid:
-            raise NotPermittedError(
-                "only its creator's user may seal an array",
-                needed=f"uid {found.creator.uid}",
-                had=f"uid {uid}",
-                where=found.name,
-            )
+        who = asker.session.identity
+        if who.user != found.creator.user:
+            raise _not_yours(found, who, "seal")
         if found.sealed:
             return Sealed(self._info(found))
         if found.state is ArrayState.SEALING:
@@ -206,16 +204,17 @@ class ArrayRequests:
             return Published(self._info(found))  # asked again: it was done
         if found.state is ArrayState.PUBLISHING:
             act = registry.act_on(found)
-            if act.asker is None and act.target == request.name:
+            if act.asker is None and act.fellows is None and act.target == request.name:
                 act.asker = asker
                 return None
-        self._check_source(found)
-        self._check_target(asker, found, request.name)
+        self.check_source(found)
+        self.check_target(asker, found, request.name)
         act = registry.begin_publishing(found, request.name, asker)
         self._state.emit(PublishGeneration(act.token, found.segment_id, act.target, act.generation))
         return None
 
-    def _check_source(self, found: NamedObject) -> None:
+    def check_source(self, found: NamedObject) -> None:
+        """Refuse to publish what is not sealed, or has older generations, or is being published."""
         registry = self._state.registry
         if found.state is ArrayState.SUPERSEDED:
             raise SegmentChangedError(
@@ -235,7 +234,8 @@ class ArrayRequests:
         for old in registry.older(found):
             raise _busy(found, f"readers of its generation {old.generation}")
 
-    def _check_target(self, asker: Asker, found: NamedObject, name: str) -> None:
+    def check_target(self, asker: Asker, found: NamedObject, name: str) -> None:
+        """Refuse a name whose object the asker may not replace, or nobody by this one."""
         registry = self._state.registry
         target = registry.named(name)
         _check_still(registry.publication_to(name))
@@ -246,7 +246,7 @@ class ArrayRequests:
             raise ArrayBusyError(
                 "what has the name is not sealed",
                 where=name,
-                had=f"an array that pid {target.creator.pid} is still at",
+                had=f"an array that {target.creator.told_pid} is still at",
                 remedy="seal it or destroy it",
             )
         made_of: NamedObject | None = found
@@ -260,6 +260,8 @@ class ArrayRequests:
     def destroy(self, asker: Asker, request: Destroy, now_ns: int) -> Message:
         """Remove an array that no job uses, and those that it superseded."""
         found = self._state.registry.find(request.name, lost=True)
+        if request.segment_id not in (0, found.segment_id):
+            raise SegmentChangedError("another array has the name", where=request.name)
         self.check_may(asker, found, "destroy")
         _check_still(self._state.registry.publication_to(found.name))
         if found.state is ArrayState.SEALING:
@@ -280,7 +282,8 @@ class ArrayRequests:
         """One array in full, and who keeps it."""
         found = self._state.registry.find(request.name, lost=True)
         leases = self._state.leases.on(found.segment_id)
-        pids = {lease.session.identity.pid for lease in leases}
+        holding = {lease.session.identity for lease in leases}
+        pids = sorted(who.pid for who in holding if who.is_local)
         holders: list[Holder] = []
         if request.after is not None:
             following = [lease for lease in leases if lease.number > request.after]
@@ -288,7 +291,7 @@ class ArrayRequests:
             holders = [lease.told for lease in following[: PAGE_OF_HOLDERS + 1]]
         return Described(
             self._info(found),
-            tuple(sorted(pids)),
+            tuple(pids),
             tuple(holders[:PAGE_OF_HOLDERS]),
             len(holders) > PAGE_OF_HOLDERS,
         )
@@ -306,15 +309,21 @@ class ArrayRequests:
         return sum(act.kind is ActKind.MAKE and act.asker is not None for act in acts)
 
     def check_may(self, asker: Asker, found: NamedObject, verb: str) -> None:
-        """Refuse what is for the creator's user, the coordinator's, and root."""
-        uid = asker.session.identity.uid
-        if uid not in (found.creator.uid, self._state.uid, 0):
-            raise NotPermittedError(
-                f"only its creator's user may {verb} an array",
-                needed=f"uid {found.creator.uid}",
-                had=f"uid {uid}",
-                where=found.name,
-            )
+        """Refuse what is for the creator's user, the coordinator's, and root.
+
+        A client over TCP is none of these to any array but its own.
+        """
+        who = asker.session.identity
+        if who.user != found.creator.user and who.uid not in (self._state.uid, 0):
+            raise _not_yours(found, who, verb)
+
+    def check_declares(self, asker: Asker) -> None:
+        """Refuse rows to a client over TCP: they would be its own for as long as a lease lasts.
+
+        Nobody could tell when its process has let go of what it writes.
+        """
+        if not asker.session.identity.is_local:
+            raise over_tcp("a client over TCP cannot declare rows its own")
 
     def remove(self, found: NamedObject) -> None:
         """Free the name; pages go when the last process lets go of them.
@@ -416,21 +425,30 @@ class ArrayRequests:
 
     def on_generation_published(self, event: GenerationPublished, now_ns: int) -> None:
         """The name means the new generation; the one before is superseded."""
-        act = self._state.registry.end(event.token, ActKind.PUBLISH)
-        if act is None:
-            return
-        replaced = self._state.registry.publish(act)
-        if replaced is not None and replaced.lost:
-            self.remove(replaced)
-        self._state.reply_late(act, Published(self._info(act.subject)))
+        for act in self._end_publication(event.token):
+            replaced = self._state.registry.publish(act)
+            if replaced is not None and replaced.lost:
+                self.remove(replaced)
+            alone = act.fellows is None
+            self._state.reply_late(
+                act, Published(self._info(act.subject)) if alone else PublishedAll()
+            )
 
     def on_publish_refused(self, event: PublishRefused, now_ns: int) -> None:
-        """Both names are as before."""
-        act = self._state.registry.end(event.token, ActKind.PUBLISH)
+        """All names are as before."""
+        for act in self._end_publication(event.token):
+            act.subject.move(ArrayState.SEALED)
+            self._state.reply_late(act, event.error)
+
+    def _end_publication(self, token: int) -> list[Act]:
+        """Take a publication off the list, with all that end with it."""
+        registry = self._state.registry
+        act = registry.end(token, ActKind.PUBLISH)
         if act is None:
-            return
-        act.subject.move(ArrayState.SEALED)
-        self._state.reply_late(act, event.error)
+            return []
+        for fellow in act.fellows or ():
+            registry.end(fellow.token, ActKind.PUBLISH)
+        return [act, *(act.fellows or ())]
 
     def abandon(self, act: Act) -> None:
         """Stop making a segment that nobody wants; what comes of it is removed."""
@@ -476,6 +494,26 @@ def check_rows(spec: ArraySpec, rows: Rows, *, readonly: bool) -> None:
             had=f"{rows[0]} to {rows[1]}"[:80],
             where=spec.name,
         )
+
+
+def over_tcp(message: str) -> NotPermittedError:
+    """The error of what needs the kernel's word about the client's process."""
+    return NotPermittedError(
+        message,
+        needed="a process that the kernel knows by its socket",
+        had="a connection over TCP",
+        remedy="connect to the coordinator's ipc:// address, in its runtime directory",
+    )
+
+
+def _not_yours(found: NamedObject, who: Identity, verb: str) -> NotPermittedError:
+    return NotPermittedError(
+        f"only its creator's user may {verb} an array",
+        needed=found.creator.told_user,
+        had=who.told_user,
+        where=found.name,
+        remedy="" if who.is_local else "connect over ipc:// as that user",
+    )
 
 
 def _check_still(publication: Act | None) -> None:

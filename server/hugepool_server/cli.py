@@ -15,13 +15,18 @@ from hugepool_common._version import __version__
 from hugepool_common.errors import CoordinatorRunningError, HugepoolError, InvalidSpecError
 from hugepool_common.paths import PROGRAM_VARIABLE
 from hugepool_common.settings import CONFIG_VARIABLE, export_mount, read_configuration
+from hugepool_common.usage import wrong_use
 from hugepool_server.config import Config
 
 if TYPE_CHECKING:
     from hugepool_server.status_page import StatusPage
 
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_RUNNING = 5
 """Exit status when another coordinator owns the runtime directory."""
+
+EXIT_INTERRUPTED = 130
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +53,19 @@ EXIT_RUNNING = 5
 )
 @click.option("--mount", metavar="DIR", help="Where to put arrays, on hugetlbfs or tmpfs.")
 @click.option(
+    "--tcp",
+    metavar="[HOST:]PORT",
+    help="Take clients over TCP too, from this machine alone; port 0 for any. "
+    "Default host: 127.0.0.1.",
+)
+@click.option(
+    "--lease",
+    "lease_s",
+    type=float,
+    metavar="SECONDS",
+    help="How long a session over TCP lives without a sign of its client. Default: 10.",
+)
+@click.option(
     "--http",
     metavar="[HOST:]PORT",
     help="Serve a page that shows what goes on; port 0 for any. Default host: 127.0.0.1.",
@@ -69,6 +87,8 @@ def hugepoold(
     quota_per_user: str | None,
     checksums: bool | None,
     mount: str | None,
+    tcp: str | None,
+    lease_s: float | None,
     http: str | None,
     log_level: str | None,
     config: str | None,
@@ -84,6 +104,9 @@ def hugepoold(
     What no option says is taken from HUGEPOOL_ variables and hugepool.toml: see
     hugepool config.
 
+    With --tcp its second address is the second line of what is printed. Whoever can open that port
+    on this machine, any user, may look at everything, and make arrays.
+
     With --http a process of its own serves a page, in which whoever can open the port
     sees names, sizes and process ids, never data. It asks the coordinator nothing while
     no browser is open.
@@ -92,6 +115,7 @@ def hugepoold(
     Examples:
       hugepoold --runtime-dir /run/user/1000/hugepool
       hugepoold --http 8377
+      hugepoold --tcp 127.0.0.1:8378
     """
     if config is not None:
         os.environ[CONFIG_VARIABLE] = config
@@ -104,12 +128,16 @@ def hugepoold(
             "quota_per_user": quota_per_user,
             "checksums": checksums,
             "mount": mount,
+            "tcp": tcp,
+            "lease_s": lease_s,
             "log_level": log_level,
         }
     )
     settings = found.settings
     if parent is not None:  # what is set for the service is not meant for a private one
-        settings = found.by_flag_alone("runtime_dir", "group", "keep", "quota", "quota_per_user")
+        settings = found.by_flag_alone(
+            "runtime_dir", "group", "keep", "quota", "quota_per_user", "tcp"
+        )
     logging.basicConfig(
         stream=sys.stderr,
         level=settings.log_level.upper(),
@@ -126,7 +154,8 @@ def hugepoold(
             os.write(ready_fd, daemon.address.encode() + b"\n")
             os.close(ready_fd)
         else:
-            click.echo(daemon.address)
+            for address in filter(None, (daemon.address, daemon.tcp_address)):
+                click.echo(address)
         daemon.run()
 
 
@@ -154,13 +183,19 @@ def main() -> None:
     if sys.platform != "linux":
         sys.exit("hugepoold: hugepool needs Linux; this is " + sys.platform)
     try:
-        hugepoold.main(standalone_mode=True, prog_name=program)
+        status = hugepoold.main(standalone_mode=False, prog_name=program)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        print(wrong_use(error, program), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
     except CoordinatorRunningError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(EXIT_RUNNING)
     except HugepoolError as error:
         print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidSpecError) else 1)
+        sys.exit(EXIT_USAGE if isinstance(error, InvalidSpecError) else EXIT_FAILURE)
     except OSError as error:
         print(f"{program}: cannot run: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_FAILURE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.paths import runtime_directory
 from hugepool_common.settings import Settings
+from hugepool_common.tcp_address import loopback_address
 from hugepool_common.units import parse_bytes
 
 
@@ -31,6 +32,10 @@ class Config:
         Most payload bytes of all arrays, and of one user's; 0 for no quota.
     checksums
         Whether sealing computes a checksum of the payload.
+    tcp
+        ZeroMQ address on a loopback interface that takes clients over TCP; empty for none.
+    lease_ns
+        How long a session over TCP lives without a sign of its client.
     """
 
     runtime_directory: str
@@ -40,6 +45,8 @@ class Config:
     quota_bytes: int = 0
     quota_bytes_per_user: int = 0
     checksums: bool = True
+    tcp: str = ""
+    lease_ns: int = 10_000_000_000
 
     @classmethod
     def checked(cls, settings: Settings, *, parent_pid: int | None = None) -> Config:
@@ -48,8 +55,8 @@ class Config:
         Raises
         ------
         InvalidSpecError
-            The group does not exist, or an embedded coordinator was asked to keep what
-            ends with it.
+            The group does not exist, clients over TCP are to come from elsewhere, or an embedded
+            coordinator was asked to keep what ends with it.
         """
         if settings.keep and parent_pid is not None:
             raise InvalidSpecError("a coordinator that ends with its parent keeps nothing")
@@ -70,6 +77,8 @@ class Config:
             quota_bytes=parse_bytes(settings.quota or "0"),
             quota_bytes_per_user=parse_bytes(settings.quota_per_user or "0"),
             checksums=settings.checksums,
+            tcp=loopback_address(settings.tcp) if settings.tcp else "",
+            lease_ns=round(settings.lease_s * 1e9),
         )
 
     @property

@@ -4,8 +4,9 @@ Nothing here reads a clock, opens a file or touches a socket, so every race is a
 sequence of events that a test can write down. What there is lives in ``state.py``
 (named objects in ``registry.py``, sessions and leases in ``leases.py``, jobs and
 workers in ``jobs.py``), what may be done to it in ``session_requests.py``,
-``array_requests.py`` and ``job_requests.py``; this class sends events to them and
-answers for its own end. What an earlier coordinator left comes in by ``recovery.py``.
+``array_requests.py``, ``publication_requests.py`` and ``job_requests.py``; this class
+sends events to them and answers for its own end. What an earlier coordinator left comes in
+by ``recovery.py``.
 
 A request's handler returns its reply, or None when the reply comes with a later
 event or was given already; it checks everything before it changes anything, so
@@ -40,7 +41,9 @@ from hugepool_common.messages import (
     PartDone,
     PartFailed,
     Publish,
+    PublishAll,
     RegisterWorker,
+    Renew,
     ReportTiming,
     Resume,
     Seal,
@@ -72,16 +75,18 @@ from hugepool_server.events import (
     TokenChecked,
     TokenMade,
     TokenRefused,
+    TroubleSeen,
     WorkerContinued,
     WorkerStopped,
 )
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Asker
+from hugepool_server.publication_requests import PublicationRequests
 from hugepool_server.registry import ActKind
 from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import Limits, State, cancelled
 
-_NEW_WORK = (CreateArray, Attach, Seal, Publish, RegisterWorker, SubmitJob)
+_NEW_WORK = (CreateArray, Attach, Seal, Publish, PublishAll, RegisterWorker, SubmitJob)
 
 
 class Coordinator:
@@ -107,6 +112,11 @@ class Coordinator:
         How often a coordinator has started on this runtime directory; numbers of
         sessions, leases, segments, jobs and workers begin after ``epoch << 32``.
 
+    Attributes
+    ----------
+    tcp
+        Address for clients over TCP, told in Counted; empty where there is none.
+
     Notes
     -----
     One thread calls `handle`; there is nothing to lock.
@@ -129,9 +139,11 @@ class Coordinator:
         self.uid = uid
         self.version = version
         self.epoch = epoch
+        self.tcp = ""
         self._started_ns = started_ns
         self._state = State(uid, limits or Limits(), epoch)
         self._arrays = ArrayRequests(self._state)
+        self._publications = PublicationRequests(self._state, self._arrays)
         self._work = JobRequests(self._state)
         self._sessions = SessionRequests(
             self._state,
@@ -143,6 +155,7 @@ class Coordinator:
             durable=durable,
         )
         self._stopped = False
+        self._troubles: tuple[str, ...] = ()
         self._on: dict[type, Callable[[Any, int], None]] = {
             RequestReceived: self._on_request,
             SegmentMade: self._arrays.on_segment_made,
@@ -158,6 +171,7 @@ class Coordinator:
             ProcessExited: self._sessions.on_process_exited,
             PeerUnreachable: self._sessions.on_peer_unreachable,
             Recovered: self._on_recovered,
+            TroubleSeen: self._on_trouble_seen,
             StopRequested: self._on_stop_requested,
             Tick: self._work.on_tick,
             WorkerStopped: self._work.on_worker_stopped,
@@ -171,6 +185,7 @@ class Coordinator:
             Detach: self._arrays.detach,
             Seal: self._arrays.seal,
             Publish: self._arrays.publish,
+            PublishAll: self._publications.publish_all,
             Destroy: self._arrays.destroy,
             List: self._arrays.list_page,
             Describe: self._arrays.describe,
@@ -183,6 +198,7 @@ class Coordinator:
             ListJobs: self._work.list_jobs,
             Shutdown: self._shutdown,
             Goodbye: self._sessions.goodbye,
+            Renew: self._sessions.renew,
             Cancel: self._cancel,
         }
 
@@ -209,6 +225,7 @@ class Coordinator:
         """
         if self._started_ns is None:
             self._started_ns = now_ns
+        self._sessions.end_overdue(now_ns)  # first: what is heard too late finds no session
         self._on[type(event)](event, now_ns)
         self._work.settle(now_ns)
         self._arrays.settle()
@@ -219,7 +236,8 @@ class Coordinator:
     @property
     def wake_ns(self) -> int | None:
         """When the next Tick is due, on the clock of `handle`; None while none is."""
-        return self._state.jobs.wake_ns
+        times = (self._state.jobs.wake_ns, self._state.leases.wake_ns)
+        return min((time_ns for time_ns in times if time_ns is not None), default=None)
 
     @property
     def stopping(self) -> bool:
@@ -250,7 +268,7 @@ class Coordinator:
     def _on_request(self, event: RequestReceived, now_ns: int) -> None:
         try:
             if isinstance(event.request, Hello):
-                self._sessions.hello(event, event.request)
+                self._sessions.hello(event, event.request, now_ns)
                 return
             asker = self._sessions.asker(event)
         except HugepoolError as error:
@@ -290,7 +308,7 @@ class Coordinator:
             raise NotPermittedError(
                 "only its own user or root may stop the coordinator",
                 needed=f"uid {self.uid} or 0",
-                had=f"uid {identity.uid}",
+                had=identity.told_user,
             )
         self._state.reply(asker, ShuttingDown())
         if not self._state.stopping:
@@ -322,12 +340,17 @@ class Coordinator:
             lost=lost,
             quota_bytes=limits.max_bytes,
             user_quota_bytes=limits.max_bytes_per_user,
+            tcp=self.tcp,
+            troubles=self._troubles,
         )
 
     # The coordinator's own beginning and end ----------------------------------
 
     def _on_recovered(self, event: Recovered, now_ns: int) -> None:
-        recover(self._state, event)
+        recover(self._state, event, now_ns)
+
+    def _on_trouble_seen(self, event: TroubleSeen, now_ns: int) -> None:
+        self._troubles = event.troubles
 
     def _on_stop_requested(self, event: StopRequested, now_ns: int) -> None:
         if not self._state.stopping:

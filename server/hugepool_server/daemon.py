@@ -23,8 +23,9 @@ import zmq
 from hugepool_common import paths
 from hugepool_common._version import __version__
 from hugepool_common.errors import HugepoolError
-from hugepool_common.messages import Failed, Hello
+from hugepool_common.messages import Failed, Hello, Stats
 from hugepool_common.pages import read_host
+from hugepool_common.transport import check_threads
 from hugepool_server import descriptors, events
 from hugepool_server.config import Config
 from hugepool_server.coordinator import Coordinator, Limits
@@ -39,6 +40,7 @@ from hugepool_server.recovery import recover
 from hugepool_server.runtime import RuntimeDirectory
 from hugepool_server.signals import SignalInbox
 from hugepool_server.tokens import Tokens
+from hugepool_server.whereabouts import Whereabouts
 
 log = logging.getLogger("hugepoold")
 
@@ -56,6 +58,11 @@ class Daemon:
     left in it, sweeps what others left that are dead, and binds; :meth:`run` serves
     until it is stopped; closing removes every file, or keeps what the next one needs.
 
+    Attributes
+    ----------
+    address, tcp_address
+        Where it listens; the second is empty where it takes nobody over TCP.
+
     Raises
     ------
     CoordinatorRunningError
@@ -64,6 +71,8 @@ class Daemon:
         The runtime directory is not ours.
     HugepoolError
         This process may open too few files.
+    NotEnoughMemoryError
+        It may start too few threads, or has too little address space.
     """
 
     def __init__(self, config: Config) -> None:
@@ -83,6 +92,7 @@ class Daemon:
             )
             undo.callback(lambda: self._runtime.close(keep=self._keep))
             self._limit = descriptors.raise_limit()
+            check_threads(self.address)
             self._told_full = False
             self._poller = zmq.Poller()
             self._outcomes: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
@@ -93,10 +103,11 @@ class Daemon:
             self._drain_since_ns: int | None = None
             self._take_over(undo)
             self._endpoint = Endpoint(
-                self._runtime.socket, umask=config.socket_umask, group=config.group
+                self._runtime.socket, umask=config.socket_umask, group=config.group, tcp=config.tcp
             )
             undo.callback(self._endpoint.close)
-            for source in (self._endpoint.socket, self._wake_fd, self._signals.fileno()):
+            self._core.tcp = self.tcp_address = self._endpoint.tcp_address
+            for source in (*self._endpoint.sockets, self._wake_fd, self._signals.fileno()):
                 self._poller.register(source, zmq.POLLIN)
             self._keep = config.keep
             self._undo = undo.pop_all()
@@ -113,11 +124,15 @@ class Daemon:
             owner=config.runtime_directory if config.durable else None,
             group=config.group,
             made=self._note_directory if config.durable else None,
+            renewed=lambda path: self._whereabouts.renewed(path),
         )
         undo.callback(lambda: self._directories.close(keep=self._keep))
         # Undone before the directories: a manifest without a segment is an array lost.
         self._manifests = Manifests(config.runtime_directory, durable=config.durable)
         undo.callback(lambda: self._manifests.close(keep=self._keep))
+        self._whereabouts = Whereabouts(
+            self._runtime, self._tokens, self._manifests, self._directories
+        )
         self._makers = Makers(
             config,
             Origin(boot, self._record.epoch),
@@ -133,6 +148,7 @@ class Daemon:
         self._sweep(boot, found)
         if found.arrays or found.sessions:
             self._handle(found)
+            self._liveness.schedule(time.monotonic_ns())
 
     def _begin(self, boot: str) -> CoordinatorRecord:
         store = secrets.token_hex(8)
@@ -145,7 +161,7 @@ class Daemon:
         # One thread at a time makes directories.
         directories = dict.fromkeys([*self._record.directories, path])
         self._record = msgspec.structs.replace(self._record, directories=tuple(directories))
-        write_coordinator(self._config.runtime_directory, self._record)
+        write_coordinator(self._config.runtime_directory, self._record, dir_fd=self._runtime.fd)
 
     def _recover(self, boot: str) -> events.Recovered:
         for path in self._directories.adopt(self._record.directories):
@@ -206,6 +222,7 @@ class Daemon:
                 max_sessions=min(sessions, wanted),
                 max_bytes=self._config.quota_bytes,
                 max_bytes_per_user=self._config.quota_bytes_per_user,
+                lease_ns=self._config.lease_ns,
             ),
         )
 
@@ -236,7 +253,7 @@ class Daemon:
     def run(self) -> None:
         """Serve until a signal, a Shutdown request or the end of the parent stops us."""
         self._watch_parent()
-        log.info("listening at %s", self.address)
+        log.info("listening at %s", " and ".join(filter(None, (self.address, self.tcp_address))))
         while self._running:
             ready = dict(self._poller.poll(self._patience_ms()))
             if self._signals.fileno() in ready:
@@ -251,9 +268,10 @@ class Daemon:
             for session in self._liveness.exited(ready):
                 self._handle(events.ProcessExited(session))
             self._look_around()
-            if self._endpoint.socket in ready:
-                for request in self._endpoint.receive():
-                    self._on_request(request)
+            for socket in self._endpoint.sockets:
+                if socket in ready:
+                    for request in self._endpoint.receive(socket):
+                        self._on_request(request)
 
     def _watch_parent(self) -> None:
         parent = self._config.parent_pid
@@ -280,6 +298,7 @@ class Daemon:
         if self._liveness.check_due(now_ns):
             self._look_at_workers()
             self._makers.retry()
+            self._look_at_directories()
         for session in self._liveness.ended(now_ns):
             self._handle(events.ProcessExited(session))
         if self._core.wake_ns is not None and self._core.wake_ns <= now_ns:
@@ -294,6 +313,10 @@ class Daemon:
             self._handle(
                 events.WorkerStopped(session) if stopped else events.WorkerContinued(session)
             )
+
+    def _look_at_directories(self) -> None:
+        if self._whereabouts.look():
+            self._handle(events.TroubleSeen(self._whereabouts.troubles))
 
     def _stop(self, reason: str) -> None:
         # A second signal that is no second wish: the core would not wait for anything.
@@ -326,6 +349,8 @@ class Daemon:
             self._handle(outcome)
 
     def _on_request(self, event: events.RequestReceived) -> None:
+        if isinstance(event.request, Stats):
+            self._look_at_directories()  # who asks is told of what is wrong now
         if isinstance(event.request, Hello) and self._is_full(event.request):
             self._endpoint.refuse(
                 event.peer, event.correlation, descriptors.full_error(self._limit)
@@ -376,7 +401,7 @@ class Daemon:
                 self._makers.cancel(effect.token)
             case events.SealSegment():
                 self._makers.seal(effect)
-            case events.PublishGeneration():
+            case events.PublishGeneration() | events.PublishTogether():
                 pending.append(self._makers.publish(effect))
             case events.UnlinkSegment():
                 self._makers.unlink(effect.segment)
@@ -395,10 +420,13 @@ class Daemon:
 
     def _make_token(self, effect: events.MakeToken) -> events.Event:
         try:
-            path = self._tokens.make(effect.session, effect.identity, effect.client)
-        except (OSError, HugepoolError) as error:
-            log.exception("cannot make a token for pid %d", effect.identity.pid)
+            path = self._tokens.make(
+                effect.session, effect.identity, effect.client, effect.lease_ns
+            )
+        except HugepoolError as error:
+            log.error("cannot make a token for %s: %s", effect.identity.told_process, error)
             return events.TokenRefused(effect.session, Failed.from_error(error))
+        self._liveness.schedule(time.monotonic_ns())
         return events.TokenMade(effect.session, path)
 
     def _post(self, event: events.Event) -> None:

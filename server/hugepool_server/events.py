@@ -71,14 +71,14 @@ class SealRefused:
 
 @dataclass(frozen=True, slots=True)
 class GenerationPublished:
-    """A PublishGeneration ended well: the manifest has the name."""
+    """A PublishGeneration or PublishTogether ended well: each manifest has its name."""
 
     token: int
 
 
 @dataclass(frozen=True, slots=True)
 class PublishRefused:
-    """A PublishGeneration failed; all is as before."""
+    """A PublishGeneration or PublishTogether failed; all is as before."""
 
     token: int
     error: Failed
@@ -117,7 +117,7 @@ class Recovered:
     lost: frozenset[int]
     """Segment ids of those whose segment is gone or is another file."""
     sessions: tuple[SessionRecord, ...]
-    """Those whose process lives and holds its lock."""
+    """Those whose process lives and holds its lock, and those over TCP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,14 @@ class PeerUnreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class TroubleSeen:
+    """What is wrong around the coordinator that it can do nothing about, instead of what was."""
+
+    troubles: tuple[str, ...]
+    """Sentences, for those who ask how it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """A signal, or the end of the parent of an embedded coordinator."""
 
@@ -180,6 +188,7 @@ Event = (
     | WorkerContinued
     | ProcessExited
     | PeerUnreachable
+    | TroubleSeen
     | StopRequested
 )
 
@@ -249,6 +258,17 @@ class PublishGeneration:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishTogether:
+    """Several PublishGeneration, all of them or none.
+
+    Answer with GenerationPublished or PublishRefused of this token, once.
+    """
+
+    token: int
+    publications: tuple[PublishGeneration, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class UnlinkSegment:
     """Remove the manifest, then the file; the pages go with the last mapping."""
 
@@ -265,11 +285,15 @@ class WatchProcess:
 
 @dataclass(frozen=True, slots=True)
 class MakeToken:
-    """Make the file that the session's process will lock; answer TokenMade or TokenRefused."""
+    """Make the file that the session's process will lock; answer TokenMade or TokenRefused.
+
+    Nobody locks that of a session with a lease: its name is what the client has.
+    """
 
     session: int
     identity: Identity
     client: str
+    lease_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +321,7 @@ Effect = (
     | CancelSegment
     | SealSegment
     | PublishGeneration
+    | PublishTogether
     | UnlinkSegment
     | WatchProcess
     | MakeToken

@@ -13,6 +13,7 @@ from hugepool_common.errors import (
     NoWorkersError,
 )
 from hugepool_common.messages import (
+    CREW_KERNEL,
     MAX_PARTS,
     PAGE_OF_JOBS,
     Failed,
@@ -36,7 +37,7 @@ from hugepool_common.messages import (
     WorkersChanged,
 )
 from hugepool_common.spec import MAX_EXTENT
-from hugepool_server.array_requests import check_writable
+from hugepool_server.array_requests import check_writable, over_tcp
 from hugepool_server.events import Tick, WorkerContinued, WorkerStopped
 from hugepool_server.leases import Asker, Session
 from hugepool_server.parts import Assignment, Job, Part, PartState, clipped
@@ -93,6 +94,9 @@ class JobRequests:
     def submit_job(self, asker: Asker, request: SubmitJob, now_ns: int) -> Message | None:
         """Queue a job whose operands are there and permitted."""
         check_submission(request)
+        lasting = request.standing or request.kernel == CREW_KERNEL
+        if lasting and not asker.session.identity.is_local:
+            raise over_tcp("a client over TCP can lead no crew, nor keep workers for itself")
         operands = tuple(self._found_operand(asker, operand) for operand in request.operands)
         if self._state.jobs.present < request.workers:
             return FewerWorkers(self._state.jobs.present)

@@ -15,6 +15,9 @@ UNBOUND   its client was told of the token and is to lock it
 BOUND     the lock was seen; only now may it hold anything
 DORMANT   an earlier coordinator's: its process lives, and has not been heard of
 
+The session of a client over TCP has no process here and no lock. It lives by a *lease*: it ends
+when that was not renewed for its length, and its token is a secret name. It is bound at once.
+
 A session *resumes* from the Hello in which its client says that it had one before
 until it has told the last lease that it holds.
 """
@@ -90,6 +93,13 @@ class Session:
         By segment id: what its worker was granted with parts.
     knows_workers
         Whether the number of workers is still what it was last told.
+    lease_ns
+        Over TCP how long it lives without a Renew; 0 for a local one.
+    lease_end_ns
+        Until when that is, counted from its last Renew or Welcome.
+    batch, batched
+        Of a publication of several that is told in several messages: its number, and the
+        names and segments told so far.
     """
 
     number: int
@@ -107,6 +117,10 @@ class Session:
     unconfirmed: set[int] = field(default_factory=set)
     held: dict[int, Lease] = field(default_factory=dict)
     knows_workers: bool = False
+    lease_ns: int = 0
+    lease_end_ns: int = 0
+    batch: int = 0
+    batched: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def takes_parts(self) -> bool:
@@ -118,8 +132,9 @@ class Session:
         return self.reachable and not self.renewed
 
     def __repr__(self) -> str:
+        who = f"pid {self.identity.pid}" if self.identity.is_local else "a client over TCP"
         return (
-            f"<Session {self.number} of pid {self.identity.pid}: "
+            f"<Session {self.number} of {who}: "
             f"{len(self.leases)} leases, {len(self.held)} held by its worker>"
         )
 
@@ -173,6 +188,7 @@ class Leases:
         self._by_peer: dict[bytes, Session] = {}
         self._by_token: dict[str, Session] = {}
         self._resuming: dict[int, Session] = {}
+        self._leased: dict[int, Session] = {}
         self._by_segment: dict[int, dict[int, Lease]] = {}
         self._by_number: dict[int, Lease] = {}
         self._inherited_count = 0
@@ -194,31 +210,44 @@ class Leases:
         """The sessions that may still tell of leases unknown here."""
         return tuple(self._resuming.values())
 
-    def open(self, peer: bytes, identity: Identity, client: str) -> Session:
-        """Begin a session.
+    @property
+    def wake_ns(self) -> int | None:
+        """When the next session over TCP ends, if nothing is heard of it; None without any."""
+        return min((session.lease_end_ns for session in self._leased.values()), default=None)
+
+    def overdue(self, now_ns: int) -> list[Session]:
+        """The sessions whose lease has run out."""
+        return [one for one in self._leased.values() if one.lease_end_ns <= now_ns]
+
+    def open(self, peer: bytes, identity: Identity, client: str, *, lease_ns: int = 0) -> Session:
+        """Begin a session; over TCP with the length of its lease, which begins with its token.
 
         Raises
         ------
         NotEnoughMemoryError
-            There are `max_sessions` already.
+            There are `max_sessions` already; or half as many over TCP, where strangers may
+            come, who are to leave room for the others.
         """
         if len(self._sessions) >= self._max_sessions:
-            raise NotEnoughMemoryError(
-                "the coordinator has no room for another session",
-                needed=f"fewer than {self._max_sessions} sessions",
-                had=str(len(self._sessions)),
-                remedy="close pools that are not in use",
-            )
+            raise _no_room("session", self._max_sessions, len(self._sessions))
+        if lease_ns:
+            most = max(1, self._max_sessions // 2)
+            had = sum(one.lease_ns > 0 for one in self._sessions.values())
+            if had >= most:
+                raise _no_room("session over TCP", most, had)
         self._last_session += 1
-        session = Session(self._last_session, peer, identity, client[:_TEXT_LIMIT])
+        number = self._last_session
+        session = Session(number, peer, identity.of_session(number), client[:_TEXT_LIMIT])
+        session.lease_ns = lease_ns
         self._sessions[session.number] = session
         self._by_peer[peer] = session
         return session
 
-    def recover(self, records: Iterable[SessionRecord]) -> list[Session]:
+    def recover(self, records: Iterable[SessionRecord], now_ns: int) -> list[Session]:
         """Take in the sessions of an earlier coordinator, each with a number and token of its own.
 
-        There may be more of them than `max_sessions`: they were promised to live.
+        There may be more of them than `max_sessions`: they were promised to live. Nobody knows
+        when a lease was renewed last, so each begins anew.
         """
         for record in records:
             session = Session(
@@ -229,8 +258,10 @@ class Leases:
                 SessionState.DORMANT,
                 reachable=False,
                 token=record.token,
+                lease_ns=record.lease_ns,
             )
             self._sessions[session.number] = session
+            self.renew(session, now_ns)
             self._by_token[session.token] = session
             self.resume(session)
         self._inherited_count = len(self._sessions)
@@ -249,17 +280,24 @@ class Leases:
         return self._sessions.get(number)
 
     def told_token(self, session: Session, path: str) -> None:
-        """The token is there: the client is to lock it."""
-        session.state = SessionState.UNBOUND
+        """The token is there: the client is to lock it, unless it is no local one."""
+        local = session.identity.is_local
+        session.state = SessionState.UNBOUND if local else SessionState.BOUND
         session.token, session.token_path = path.rpartition("/")[2], path
         self._by_token[session.token] = session
+
+    def renew(self, session: Session, now_ns: int) -> None:
+        """A client over TCP was heard: its lease begins anew. Local ones have none."""
+        if session.lease_ns:
+            session.lease_end_ns = now_ns + session.lease_ns
+            self._leased[session.number] = session
 
     def bind(self, session: Session) -> None:
         """The lock was seen."""
         session.state = SessionState.BOUND
 
     def take_up(self, session: Session, peer: bytes) -> None:
-        """The lock was seen, and the client is heard from another routing id now.
+        """The lock was seen, or the secret, and the client is heard from another routing id now.
 
         It is to tell what it holds: what it does not tell, it never heard that it has.
         """
@@ -293,6 +331,7 @@ class Leases:
         self._by_peer.pop(session.peer, None)
         self._by_token.pop(session.token, None)
         self._resuming.pop(session.number, None)
+        self._leased.pop(session.number, None)
         del self._sessions[session.number]
 
     # Leases -------------------------------------------------------------------
@@ -510,7 +549,7 @@ class Leases:
 
     def _validate_sessions(self) -> None:
         assert len(self._sessions) <= max(self._max_sessions, self._inherited_count)
-        heard, known, resuming = 0, 0, 0
+        heard, known, resuming, leased = 0, 0, 0, 0
         for number, session in self._sessions.items():
             state = session.state
             assert session.number == number <= self._last_session
@@ -518,6 +557,13 @@ class Leases:
             if state is not SessionState.BOUND:
                 assert not (session.leases or session.held)
             assert len(session.leases) <= self._max_leases
+            assert (session.lease_ns > 0) is not session.identity.is_local
+            if session.lease_ns:
+                assert session.identity.session == number and not session.held, "nobody's worker"
+                assert state is not SessionState.UNBOUND, "there is nothing to lock"
+                if state is not SessionState.OPENING:
+                    assert self._leased.get(number) is session and session.lease_end_ns
+                    leased += 1
             if session.resuming:
                 assert self._resuming.get(number) is session
                 assert session.unconfirmed <= session.leases.keys()
@@ -536,9 +582,19 @@ class Leases:
         assert len(self._by_peer) == heard
         assert len(self._by_token) == known
         assert len(self._resuming) == resuming
+        assert len(self._leased) == leased
 
     def _validate_rows(self, segment_id: int) -> None:
         for lease in self._by_segment[segment_id].values():
             if lease.rows is not None:
                 assert not lease.readonly, "a reader declared rows"
                 self.check_rows(lease.session, segment_id, lease.rows)
+
+
+def _no_room(what: str, most: int, had: int) -> NotEnoughMemoryError:
+    return NotEnoughMemoryError(
+        f"the coordinator has no room for another {what}",
+        needed=f"fewer than {most} sessions",
+        had=str(had),
+        remedy="close pools that are not in use",
+    )

@@ -75,7 +75,7 @@ class Liveness:
             self._poller.register(fd, zmq.POLLIN)
         if self._tokens.check(session):
             self._bound.add(session)
-        self._schedule(now_ns)
+        self.schedule(now_ns)
         return True
 
     def unwatch(self, session: int) -> None:
@@ -131,7 +131,7 @@ class Liveness:
             self._next_poll_ns = None
             blind = self._bound - self._pidfds.keys()
             found += [one for one in blind if self._tokens.check(one) is False]
-        self._schedule(now_ns)
+        self.schedule(now_ns)
         return list(dict.fromkeys(found))
 
     def close(self) -> None:
@@ -154,8 +154,9 @@ class Liveness:
         silent.register(fd, select.POLLIN)
         return bool(silent.poll(0))
 
-    def _schedule(self, now_ns: int) -> None:
-        if self._next_check_ns is None and self._pids:
+    def schedule(self, now_ns: int) -> None:
+        """Be due in a second as long as there is a session, one over TCP too, which has no pid."""
+        if self._next_check_ns is None and (self._pids or len(self._tokens)):
             self._next_check_ns = now_ns + CHECK_INTERVAL_NS
         if self._next_poll_ns is None and len(self._pidfds) < len(self._pids):
             self._next_poll_ns = now_ns + POLL_INTERVAL_NS

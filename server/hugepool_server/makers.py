@@ -20,8 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import msgspec
-
 from hugepool_common.errors import (
     ArrayBusyError,
     CancelledError,
@@ -156,18 +154,17 @@ class Makers:
         if _begin(self._sealers, self._seal, effect) is None:
             self._post(events.SealRefused(effect.token, _no_thread(effect.spec.name)))
 
-    def publish(self, effect: events.PublishGeneration) -> events.Event:
-        """Give a sealed segment a name and a generation: one rename, so no thread of its own."""
+    def publish(self, effect: events.PublishGeneration | events.PublishTogether) -> events.Event:
+        """Give sealed segments names and generations: a few renames, so no thread of its own."""
+        publications = (
+            (effect,) if isinstance(effect, events.PublishGeneration) else effect.publications
+        )
         try:
-            spec = self._manifests.known(effect.segment_id).spec
-            self._manifests.update(
-                effect.segment_id,
-                spec=msgspec.structs.replace(spec, name=effect.name),
-                generation=effect.generation,
-                temporary=False,
+            self._manifests.rename(
+                {one.segment_id: (one.name, one.generation) for one in publications}
             )
         except Exception as error:
-            return events.PublishRefused(effect.token, _failed(error, effect.name))
+            return events.PublishRefused(effect.token, _failed(error, publications[0].name))
         return events.GenerationPublished(effect.token)
 
     def unlink(self, segment: Segment) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +30,14 @@ from hugepool_common.errors import (
 from hugepool_common.kernel_files import read_kernel_file
 from hugepool_server import records
 from hugepool_server.record_files import (
+    finish_renames,
     opened_directory,
     private_directory,
     read_file,
     refusals,
+    removed,
     replace_file,
+    replace_files,
 )
 from hugepool_server.records import (
     EPOCH_SHIFT,
@@ -63,6 +66,8 @@ class Found:
     """Manifests of another boot, now removed."""
     left: tuple[str, ...]
     """Paths of what is not ours."""
+    finished: int = 0
+    """Manifests that a killed coordinator was putting in their places together; now they are."""
 
 
 class Manifests:
@@ -120,6 +125,23 @@ class Manifests:
         with self._lock:
             return self._known(segment_id)
 
+    def lying_in(self, directory: str) -> tuple[ArrayRecord, ...]:
+        """What is known of the segments in a segment directory."""
+        with self._lock:
+            known = tuple(self._records.values())
+        return tuple(one for one in known if os.path.dirname(one.segment.path) == directory)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the path still leads to the directory of the manifests, if there is one.
+
+        Raises
+        ------
+        OSError
+            That cannot be seen.
+        """
+        return not self._durable or paths.is_still(self._path, self._fd())
+
     def update(self, segment_id: int, **changes: Any) -> ArrayRecord:
         """Write a manifest anew with these fields changed, in one step.
 
@@ -134,6 +156,39 @@ class Manifests:
             changed = msgspec.structs.replace(self._known(segment_id), **changes)
             self._write(changed)
             return changed
+
+    def rename(self, names: Mapping[int, tuple[str, int]]) -> None:
+        """Give sealed segments other names, to last: of all of them, or of none.
+
+        Parameters
+        ----------
+        names
+            By segment id: the name, and which generation of it this is.
+
+        Raises
+        ------
+        SegmentChangedError
+            One has no manifest: the segment was destroyed.
+        OSError, InvalidSpecError
+            As :meth:`write`.
+        """
+        with self._lock:
+            renamed = []
+            for segment_id, (name, generation) in names.items():
+                record = self._known(segment_id)
+                spec = msgspec.structs.replace(record.spec, name=name)
+                renamed.append(
+                    msgspec.structs.replace(
+                        record, spec=spec, generation=generation, temporary=False
+                    )
+                )
+            before = [self._records[segment_id] for segment_id in names]
+            try:
+                self._write(*renamed)
+            except BaseException:
+                with suppress(OSError):  # some may have been put in their places
+                    self._write(*before)
+                raise
 
     def remove(self, segment_id: int) -> None:
         """Remove a manifest, if there is one: from here on the array goes with this process.
@@ -205,11 +260,18 @@ class Manifests:
             )
         return record
 
-    def _write(self, record: ArrayRecord) -> None:
-        segment_id = record.segment.segment_id
+    def _write(self, *written: ArrayRecord) -> None:
+        by_segment = {record.segment.segment_id: record for record in written}
         if self._durable:
-            replace_file(self._fd(), paths.manifest_name(segment_id), records.encode(record))
-        self._records[segment_id] = record
+            files = {
+                paths.manifest_name(segment_id): records.encode(record)
+                for segment_id, record in by_segment.items()
+            }
+            try:
+                replace_files(self._fd(), files)
+            except FileNotFoundError as error:
+                raise removed(self._path) from error
+        self._records.update(by_segment)
 
     def _fd(self) -> int:
         if self._dir_fd < 0:
@@ -220,6 +282,7 @@ class Manifests:
         whole: dict[int, ArrayRecord] = {}
         damaged: dict[int, str] = {}
         left = []
+        finished = finish_renames(dir_fd)
         unfinished = stale = 0
         for name in sorted(os.listdir(dir_fd)):
             segment_id = paths.manifest_segment(name)
@@ -248,6 +311,7 @@ class Manifests:
             unfinished,
             stale,
             tuple(left),
+            finished,
         )
 
 
@@ -329,8 +393,19 @@ def read_coordinator(runtime_directory: str) -> CoordinatorRecord | None:
     return records.decode(CoordinatorRecord, data)
 
 
-def write_coordinator(runtime_directory: str, record: CoordinatorRecord) -> None:
+def write_coordinator(
+    runtime_directory: str, record: CoordinatorRecord, *, dir_fd: int | None = None
+) -> None:
     """Write the coordinator's record in one step.
+
+    Parameters
+    ----------
+    runtime_directory
+        Its path.
+    record
+        What to write.
+    dir_fd
+        The directory as its coordinator has it open, whatever lies at the path by now.
 
     Raises
     ------
@@ -338,8 +413,12 @@ def write_coordinator(runtime_directory: str, record: CoordinatorRecord) -> None
         It is as before.
     """
     data = records.encode(record)
-    with refusals(runtime_directory), opened_directory(runtime_directory) as dir_fd:
-        replace_file(dir_fd, paths.COORDINATOR_NAME, data)
+    with refusals(runtime_directory):
+        if dir_fd is not None:
+            replace_file(dir_fd, paths.COORDINATOR_NAME, data)
+            return
+        with opened_directory(runtime_directory) as opened_fd:
+            replace_file(opened_fd, paths.COORDINATOR_NAME, data)
 
 
 def _manifest(dir_fd: int, name: str, segment_id: int) -> ArrayRecord:

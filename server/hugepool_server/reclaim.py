@@ -21,11 +21,11 @@ from hugepool_common import paths
 from hugepool_common.errors import CoordinatorRunningError, DetachedError, NotPermittedError
 from hugepool_common.kernel_files import read_kernel_file
 from hugepool_common.pages import MOUNT_VARIABLE
+from hugepool_common.paths import is_still
 from hugepool_server.manifests import BOOT_ID_FILE
 from hugepool_server.remains import (
     Reclaimed,
     is_ours,
-    is_still,
     reclaim_directory,
     remove_directory,
     remove_segments,
@@ -59,6 +59,9 @@ class SegmentDirectories:
     made
         Called with the path of a directory before anything is in it; what it raises
         is raised.
+    renewed
+        Called with the path of a directory that was moved away or removed from outside
+        when it is about to be replaced by another.
 
     Notes
     -----
@@ -74,13 +77,16 @@ class SegmentDirectories:
         owner: str | None = None,
         group: int | None = None,
         made: Callable[[str], None] | None = None,
+        renewed: Callable[[str], None] | None = None,
     ) -> None:
         self._name = store and paths.segment_directory_name(os.geteuid(), store)
         self._mark = paths.owner_mark_name(owner) if store and owner else None
         self._group = group
         self._made = made
+        self._renewed = renewed
         self._lock = threading.Lock()
         self._open: dict[str, tuple[int, str]] = {}
+        self._former: dict[int, str] = {}
         self._closed = False
 
     @property
@@ -89,7 +95,7 @@ class SegmentDirectories:
         return self._group
 
     def on(self, mount_path: str) -> tuple[int, str]:
-        """The directory on a mount, made or taken over at the first call.
+        """The directory on a mount, made or taken over at the first call, or if it is gone.
 
         Returns
         -------
@@ -110,10 +116,24 @@ class SegmentDirectories:
         with self._lock:
             if self._closed:
                 raise DetachedError("the segment directories are closed")
-            if mount_path not in self._open:
-                make = self._make if self._name is None else self._take
-                self._open[mount_path] = make(mount_path)
+            opened = self._open.get(mount_path)
+            if opened is None:
+                self._open[mount_path] = self._new(mount_path)
+            elif not is_still(opened[1], opened[0]):
+                self._renew(opened)
             return self._open[mount_path]
+
+    def gone(self) -> tuple[str, ...]:
+        """The paths of directories that were moved away or removed since they were opened.
+
+        Raises
+        ------
+        OSError
+            That cannot be seen.
+        """
+        with self._lock:
+            opened = dict(self._open.values())
+        return tuple(path for dir_fd, path in opened.items() if not is_still(path, dir_fd))
 
     def adopt(self, dir_paths: Iterable[str]) -> tuple[str, ...]:
         """Open and lock what an earlier coordinator of the same store made.
@@ -210,7 +230,12 @@ class SegmentDirectories:
         with self._lock:
             self._closed = True
             opened, self._open = self._open, {}
+            former, self._former = self._former, {}
         with ExitStack() as undo:  # one that cannot be removed keeps no other
+            for dir_fd, dir_path in former.items():
+                undo.callback(os.close, dir_fd)
+                if not keep:  # it may only have been moved
+                    undo.callback(remove_segments, dir_fd, dir_path, lambda _: False)
             for dir_fd, dir_path in dict(opened.values()).items():
                 undo.callback(os.close, dir_fd)
                 if not keep:
@@ -225,6 +250,20 @@ class SegmentDirectories:
     def __repr__(self) -> str:
         state = "closed" if self._closed else ", ".join(sorted(self._open)) or "none yet"
         return f"<SegmentDirectories {state}>"
+
+    def _new(self, mount_path: str) -> tuple[int, str]:
+        return self._make(mount_path) if self._name is None else self._take(mount_path)
+
+    def _renew(self, opened: tuple[int, str]) -> None:
+        dir_fd, dir_path = opened
+        if self._renewed is not None:
+            self._renewed(dir_path)
+        another = self._new(os.path.dirname(dir_path))
+        # Not closed yet: another thread may be at making a file in it, and would find its
+        # number to be something else.
+        self._former[dir_fd] = dir_path
+        for mount_path in [path for path, one in self._open.items() if one == opened]:
+            self._open[mount_path] = another
 
     def _make(self, mount_path: str) -> tuple[int, str]:
         for _ in range(_ATTEMPTS):

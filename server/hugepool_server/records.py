@@ -19,12 +19,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from hugepool_common.errors import HugepoolError, InvalidSpecError
-from hugepool_common.spec import MAX_EXTENT, ArraySpec, PageReport, Segment
+from hugepool_common.messages import NOBODY
+from hugepool_common.spec import MAX_EXTENT, ArraySpec, PageReport, Segment, is_checksum
 
 EPOCH_SHIFT = 32
 """Numbers of one epoch: the lower 32 bits."""
@@ -35,6 +36,10 @@ FORMAT = 1
 MAX_RECORD_BYTES = 1 << 20
 """Longer ones are neither written nor read."""
 
+MAX_ARRAY_BYTES = 32 << 10
+"""The same of a manifest: what it says must fit a frame of the protocol."""
+
+_NAME_LIMIT = 64
 _NUMBERS = range(1 << 63)
 _UNSIGNED = range(1 << 64)
 _IDS = range(1 << 32)
@@ -45,12 +50,67 @@ _STORE = re.compile(r"[0-9a-f]{16}")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
-class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who a peer is, by the kernel's word (``Peer-Address``), never by its own."""
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Who a peer is, by the kernel's word, never by its own.
+
+    Parameters
+    ----------
+    uid, gid, pid
+        Of a local peer (``Peer-Address`` of its socket).
+    kind
+        ``tcp`` for a peer that is known by its connection alone: it is no user and no process
+        of this machine, whatever it is.
+    session
+        Of such a peer the number of its session, which makes it somebody: itself; else 0.
+    """
 
     uid: int
     gid: int
     pid: int
+    kind: Literal["local", "tcp"] = "local"
+    session: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the kernel knows its process."""
+        return self.kind == "local"
+
+    @property
+    def process(self) -> tuple[str, int, int]:
+        """What may not change behind a session."""
+        return self.kind, self.uid, self.pid
+
+    @property
+    def user(self) -> tuple[str, int, int]:
+        """Equal for those who may do the same to an array."""
+        return self.kind, self.uid, self.session
+
+    @property
+    def told_user(self) -> str:
+        """The user, as an error tells it."""
+        return f"uid {self.uid}" if self.is_local else self._told_remote
+
+    @property
+    def told_process(self) -> str:
+        """The process, as an error tells it."""
+        return f"pid {self.pid} of uid {self.uid}" if self.is_local else self._told_remote
+
+    @property
+    def told_pid(self) -> str:
+        """The process, as an error tells it to those who know whose it is."""
+        return f"pid {self.pid}" if self.is_local else self._told_remote
+
+    @property
+    def _told_remote(self) -> str:
+        return "a client over TCP" + (f", session {self.session}" if self.session else "")
+
+    def of_session(self, number: int) -> Identity:
+        """Who it is once it has a session."""
+        return self if self.is_local else msgspec.structs.replace(self, session=number)
+
+
+OVER_TCP = Identity(NOBODY, NOBODY, 0, "tcp")
+"""Every peer over TCP, until it has a session."""
 
 
 class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +152,7 @@ class ArrayRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temporary: bool = False
 
 
-class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is written into the token of a session.
 
     Parameters
@@ -109,6 +169,8 @@ class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What it calls itself.
     boot_id
         Of the kernel that the process ran on.
+    lease_ns
+        Of a session over TCP how long it lives without a sign of its client; 0 for a local one.
     """
 
     session: int
@@ -117,6 +179,7 @@ class SessionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_ticks: int
     client: str
     boot_id: str
+    lease_ns: int = 0
 
 
 class CoordinatorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,10 +237,11 @@ def encode(record: Record) -> bytes:
         zlib.crc32(body),
         body,
     )
-    if len(data) > MAX_RECORD_BYTES:
+    most_bytes = _most_bytes(type(record))
+    if len(data) > most_bytes:
         raise InvalidSpecError(
             "a record cannot be written: it is too long",
-            needed=f"at most {MAX_RECORD_BYTES} bytes",
+            needed=f"at most {most_bytes} bytes",
             had=str(len(data)),
         )
     return data
@@ -192,7 +256,7 @@ def decode(kind: type[Record], data: bytes) -> Record:
         It is cut short, changed, of another kind or of an unknown format, or says
         what cannot be.
     """
-    if len(data) > MAX_RECORD_BYTES:
+    if len(data) > _most_bytes(kind):
         raise DamagedRecordError("the record is too long", had=f"{len(data)} bytes")
     header = _HEADER.match(data)
     if header is None:
@@ -250,10 +314,20 @@ def _wrong_array(record: ArrayRecord) -> str:
         (record.owner == "" or _TOKEN.fullmatch(record.owner), "its owner"),
         (record.created_ns in _NUMBERS, "when it was made"),
         (record.generation in _NUMBERS and record.generation > 0, "its generation"),
+        # Each generation is a segment, of which an epoch has so many at most. So the next
+        # coordinator can always give a higher one.
+        (record.generation <= (record.epoch + 1) << EPOCH_SHIFT, "its generation"),
         (record.sealed or not record.checksum, "a checksum of what is not sealed"),
+        (not record.checksum or is_checksum(record.checksum), "its checksum"),
+        (max(len(segment.backing), len(record.pages.backing)) <= _NAME_LIMIT, "its backing"),
+        (len(record.pages.method) <= _NAME_LIMIT, "how its pages were proved"),
         (_BOOT.fullmatch(record.boot_id), "its boot id"),
         (record.epoch in _EPOCHS, "its epoch"),
     )
+
+
+def _most_bytes(kind: type[Any]) -> int:
+    return MAX_ARRAY_BYTES if kind is ArrayRecord else MAX_RECORD_BYTES
 
 
 def _wrong_session(record: SessionRecord) -> str:
@@ -261,7 +335,12 @@ def _wrong_session(record: SessionRecord) -> str:
         (record.session in _NUMBERS and record.session > 0, "its number"),
         (_TOKEN.fullmatch(record.token), "its token"),
         (_is_identity(record.identity), "its process"),
+        (record.identity.is_local or record.identity.session == record.session, "whose it is"),
         (record.start_ticks in _NUMBERS, "when its process started"),
+        (
+            record.lease_ns in _NUMBERS and (record.lease_ns > 0) is not record.identity.is_local,
+            "its lease",
+        ),
         (_BOOT.fullmatch(record.boot_id), "its boot id"),
     )
 
@@ -280,7 +359,12 @@ def _is_path(text: str) -> bool:
 
 
 def _is_identity(identity: Identity) -> bool:
-    return all(number in _IDS for number in (identity.uid, identity.gid, identity.pid))
+    if not identity.is_local:
+        return identity.session in _NUMBERS[1:] and identity == OVER_TCP.of_session(
+            identity.session
+        )
+    in_range = all(number in _IDS for number in (identity.uid, identity.gid, identity.pid))
+    return in_range and identity.session == 0
 
 
 def _first(*checks: tuple[object, str]) -> str:

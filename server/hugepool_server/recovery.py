@@ -24,6 +24,9 @@ from hugepool_server.remains import Reclaimed
 SEALED_BITS = 0o440
 """What sealing leaves of a segment's mode."""
 
+MOST_NAMED = 32
+"""Segments without a manifest that the log names."""
+
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # works whatever the file's mode, and on a FIFO
 
 
@@ -56,6 +59,13 @@ class Recovery:
             yield f"lost {reason}"
         if self.orphans.count:
             yield f"removed {self.orphans.count} segments without a manifest"
+            # An array that somebody misses: nothing else is left that tells of it.
+            for path in self.orphans.removed[:MOST_NAMED]:
+                yield f"never published, or its manifest was removed from outside: {path}"
+            if self.orphans.count > MOST_NAMED:
+                yield f"and {self.orphans.count - MOST_NAMED} more"
+        if self.found.finished:
+            yield f"put {self.found.finished} manifests in their places, after others of one step"
         if self.found.unfinished:
             yield f"removed {self.found.unfinished} manifests that were not finished"
         if self.found.stale:

@@ -31,6 +31,7 @@ from hugepool_common.spec import ArraySpec
 from hugepool_common.units import format_bytes
 from hugepool_server.leases import Asker, Session
 from hugepool_server.named_object import ArrayState, NamedObject
+from hugepool_server.records import Identity
 
 
 class ActKind(Enum):
@@ -70,6 +71,9 @@ class Act:
         Nobody wants the segment any more: whatever comes is removed.
     target, generation
         Of a publication: the name to be, and which generation of it.
+    fellows
+        Of a publication of several in one step: the others, which end with the first of
+        them, and have none. None for one by itself.
     """
 
     token: int
@@ -79,6 +83,7 @@ class Act:
     abandoned: bool = False
     target: str = ""
     generation: int = 0
+    fellows: tuple[Act, ...] | None = None
 
 
 class Registry:
@@ -231,7 +236,7 @@ class Registry:
             raise ArrayBusyError(
                 "the array is still being made",
                 where=found.name,
-                had=f"creation by pid {found.creator.pid}",
+                had=f"creation by {found.creator.told_pid}",
                 remedy="try again when its creator has it",
             )
         if segment_id not in (0, found.segment_id):
@@ -308,17 +313,17 @@ class Registry:
         taken = self._objects.get(spec.name) or (publication and publication.subject)
         if taken:
             raise ArrayExistsError(
-                "the name is taken",
+                f"the name is taken by what {taken.creator.told_pid} made",
                 where=spec.name,
-                had=f"an array of pid {taken.creator.pid}",
-                remedy="attach it, destroy it, or choose another name",
+                remedy="choose another name, destroy what has it, or publish it under that name, "
+                "which replaces what has it in one step",
             )
         if spec.made_of and self.of_segment(spec.made_of) is None:
             raise SegmentChangedError(
                 "what this is made of is gone", where=spec.name, remedy="plan anew"
             )
         session = asker.session
-        self._check_quota(spec, session.identity.uid)
+        self._check_quota(spec, session.identity)
         self._check_room(spec)
         self._last_segment += 1
         made = NamedObject(spec, self._last_segment, session.identity, session, temporary=temporary)
@@ -404,10 +409,11 @@ class Registry:
         if not found.lost:  # it has no memory
             self._charged[found.creator.uid] += sign * found.nbytes
 
-    def _check_quota(self, spec: ArraySpec, uid: int) -> None:
+    def _check_quota(self, spec: ArraySpec, who: Identity) -> None:
+        user = f"uid {who.uid}" if who.is_local else "clients over TCP"  # all of them as one
         for limit, had, whose in (
             (self._max_bytes, self.charged(), "of all arrays"),
-            (self._max_bytes_per_user, self.charged(uid), f"of the arrays of uid {uid}"),
+            (self._max_bytes_per_user, self.charged(who.uid), f"of the arrays of {user}"),
         ):
             if limit and had + spec.nbytes > limit:
                 raise QuotaExceededError(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from hugepool_common import paths
+from hugepool_common.paths import is_still
 from hugepool_server.manifests import quarantined_segments, read_coordinator, remembered
 from hugepool_server.records import DamagedRecordError
 
@@ -35,6 +36,8 @@ class Reclaimed:
     """Bytes of pages that they held."""
     left: tuple[str, ...] = ()
     """Paths in dead directories that are not ours to remove, or cannot be removed."""
+    removed: tuple[str, ...] = ()
+    """Paths of the segment files."""
 
 
 def reclaim_directory(path: str, boot: str, keep: Container[str]) -> Reclaimed:
@@ -98,8 +101,9 @@ def remove_segments(dir_fd: int, dir_path: str, keep: Callable[[str], bool]) -> 
     keep
         Told the path of a file, says whether to keep it.
     """
-    count = nbytes = 0
+    nbytes = 0
     left: list[str] = []
+    removed: list[str] = []
     for name in os.listdir(dir_fd):
         path = os.path.join(dir_path, name)
         if paths.owner_mark_path(name) is not None or keep(path):
@@ -116,9 +120,9 @@ def remove_segments(dir_fd: int, dir_path: str, keep: Callable[[str], bool]) -> 
         except OSError:  # a mount that became read-only keeps no coordinator from starting
             left.append(path)
             continue
-        count += 1
+        removed.append(path)
         nbytes += status.st_blocks * 512
-    return Reclaimed(count, nbytes, tuple(left))
+    return Reclaimed(len(removed), nbytes, tuple(left), tuple(removed))
 
 
 def remove_directory(dir_fd: int, path: str) -> None:
@@ -139,7 +143,8 @@ def total(found: Iterable[Reclaimed]) -> Reclaimed:
     """What several directories gave together."""
     parts = list(found)
     left = tuple(path for part in parts for path in part.left)
-    return Reclaimed(sum(part.count for part in parts), sum(part.nbytes for part in parts), left)
+    removed = tuple(path for part in parts for path in part.removed)
+    return Reclaimed(len(removed), sum(part.nbytes for part in parts), left, removed)
 
 
 def is_ours(fd: int) -> bool:
@@ -154,12 +159,3 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def is_still(path: str, fd: int) -> bool:
-    """Whether the path still is the directory that is open."""
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(fd))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
 from hugepool_common.paths import (
     COORDINATOR_NAME,
+    is_still,
     is_token,
     manifests_path,
     open_private_directory,
@@ -17,6 +18,10 @@ from hugepool_common.paths import (
     socket_path,
     tokens_path,
 )
+from hugepool_server.record_files import opened_directory
+
+_HERE = ""
+"""In place of a runtime directory's path: names relative to its descriptor."""
 
 
 class RuntimeDirectory:
@@ -24,6 +29,16 @@ class RuntimeDirectory:
 
     The lock is on the directory itself: a lock file could be unlinked, and a
     second ``bind`` of an ipc socket would silently steal it from the first.
+
+    A directory can be moved away or removed while it is locked, and another coordinator
+    own the next one at its path. So whatever is done here later goes by :attr:`fd`.
+
+    Attributes
+    ----------
+    path
+        Where it was.
+    fd
+        Its descriptor, for as long as it is owned.
 
     Raises
     ------
@@ -35,11 +50,11 @@ class RuntimeDirectory:
 
     def __init__(self, path: str, *, mode: int = 0o700, group: int | None = None) -> None:
         self.path = path
-        self._fd, self._made = self._own(path, mode)
+        self.fd, self._made = self._own(path, mode)
         if group is not None:
             try:
-                os.fchown(self._fd, -1, group)
-                os.fchmod(self._fd, mode)
+                os.fchown(self.fd, -1, group)
+                os.fchmod(self.fd, mode)
             except PermissionError:
                 self.close(keep=True)
                 raise NotPermittedError(
@@ -74,12 +89,7 @@ class RuntimeDirectory:
                 ) from None
             # Between our open and our lock its owner may have removed the
             # directory on its way out; then the lock is on a ghost.
-            try:
-                current = os.stat(path, follow_symlinks=False)
-            except FileNotFoundError:
-                current = None
-            locked = os.fstat(fd)
-            if current and (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino):
+            if is_still(path, fd):
                 return fd, made
             os.close(fd)
 
@@ -87,6 +97,17 @@ class RuntimeDirectory:
     def socket(self) -> str:
         """Path of the coordinator's socket."""
         return socket_path(self.path)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its path still leads to it.
+
+        Raises
+        ------
+        OSError
+            That cannot be seen.
+        """
+        return is_still(self.path, self.fd)
 
     def close(self, *, keep: bool = False) -> None:
         """Remove the socket, and the directory if this process made it, then unlock.
@@ -97,36 +118,34 @@ class RuntimeDirectory:
             Leave the records to the next coordinator. Otherwise they go too, unless
             there are manifests: those are of arrays that live.
         """
-        if self._fd < 0:
+        if self.fd < 0:
             return
-        try:
-            os.unlink(self.socket)
-        except OSError:  # never bound, or not ours to remove
-            pass
+        with suppress(OSError):  # never bound, or not ours to remove
+            os.unlink(socket_path(_HERE), dir_fd=self.fd)
         if not keep:
             self._remove_records()
         if self._made:
-            try:
-                os.rmdir(self.path)
-            except OSError:  # somebody keeps files there
-                pass
-        os.close(self._fd)
-        self._fd = -1
+            with suppress(OSError):  # somebody keeps files there
+                if self.is_there:
+                    os.rmdir(self.path)
+        os.close(self.fd)
+        self.fd = -1
 
     def _remove_records(self) -> None:
         try:
-            os.rmdir(manifests_path(self.path))
+            os.rmdir(manifests_path(_HERE), dir_fd=self.fd)
         except FileNotFoundError:
             pass
         except OSError:  # manifests
             return
-        tokens = tokens_path(self.path)
         with suppress(OSError):
-            for name in filter(is_token, os.listdir(tokens)):
-                os.unlink(os.path.join(tokens, name))
-            os.rmdir(tokens)
+            tokens = tokens_path(_HERE)
+            with opened_directory(tokens, dir_fd=self.fd) as tokens_fd:
+                for name in filter(is_token, os.listdir(tokens_fd)):
+                    os.unlink(name, dir_fd=tokens_fd)
+            os.rmdir(tokens, dir_fd=self.fd)
         with suppress(OSError):
-            os.rmdir(quarantine_path(self.path))
+            os.rmdir(quarantine_path(_HERE), dir_fd=self.fd)
         # Last: as long as there are numbers to be seen, none of them is given again.
         with suppress(OSError):
-            os.unlink(os.path.join(self.path, COORDINATOR_NAME))
+            os.unlink(COORDINATOR_NAME, dir_fd=self.fd)

@@ -5,11 +5,20 @@ lock was seen it is bound and may ask for anything. The lock is the process's, s
 whoever holds it *is* the session, whatever connection it is heard from: a client
 whose connection or whose coordinator was renewed says Hello with the name of its
 token, goes on under its old number, and tells what leases it holds.
+
+A client over TCP has no process that could be seen. Its session is bound when its token is
+made, whoever knows the token's name *is* the session, and it ends when it was not renewed for
+the length of its lease: as if its process had exited.
 """
 
 from __future__ import annotations
 
-from hugepool_common.errors import HugepoolError, NotPermittedError, ProtocolError
+from hugepool_common.errors import (
+    HugepoolError,
+    LeaseExpiredError,
+    NotPermittedError,
+    ProtocolError,
+)
 from hugepool_common.messages import (
     Bind,
     Bound,
@@ -20,12 +29,14 @@ from hugepool_common.messages import (
     Hello,
     Message,
     RegisterWorker,
+    Renew,
+    Renewed,
     Resume,
     Resumed,
     RunPart,
     Welcome,
 )
-from hugepool_server.array_requests import ArrayRequests, check_rows
+from hugepool_server.array_requests import ArrayRequests, check_rows, over_tcp
 from hugepool_server.events import (
     CheckToken,
     MakeToken,
@@ -88,10 +99,14 @@ class SessionRequests:
         ------
         ProtocolError
             There is no session, or it is not bound.
+        LeaseExpiredError
+            There is no session at this connection over TCP, or not any more.
         NotPermittedError
             The session is another process's.
         """
         session = self._heard_from(event)
+        if session is None and not event.identity.is_local:
+            raise _lease_over()
         if session is None:
             raise ProtocolError("there is no session; Hello must come first", remedy="connect anew")
         if session.state is not SessionState.BOUND and not isinstance(
@@ -117,7 +132,7 @@ class SessionRequests:
 
     # Beginning ----------------------------------------------------------------
 
-    def hello(self, event: RequestReceived, request: Hello) -> None:
+    def hello(self, event: RequestReceived, request: Hello, now_ns: int) -> None:
         """Open a session, or see whether this is the process of an earlier one.
 
         Raises
@@ -130,6 +145,8 @@ class SessionRequests:
             There are too many sessions.
         CoordinatorUnreachableError
             The coordinator is stopping.
+        LeaseExpiredError
+            The session of before was one over TCP, and is over.
         """
         session = self._heard_from(event)
         before = self._state.leases.of_token(request.resume)
@@ -137,30 +154,40 @@ class SessionRequests:
         if session is not None:
             if before not in (None, session):
                 raise _other_session()
-            self._greet_again(session, greeting)
+            self._greet_again(session, greeting, now_ns)
             return
         if self._state.stopping:
             raise self._state.stopping_error()
         if before is None:
+            if request.resume and not event.identity.is_local:
+                raise _lease_over()
             self._open(greeting, event.identity)
             return
         _check_same_process(before, event.identity)
-        self._look_at_token(before, greeting)
+        if event.identity.is_local:
+            self._look_at_token(before, greeting)
+        else:
+            self._take_up(before, greeting, now_ns)
 
-    def _greet_again(self, session: Session, greeting: Greeting) -> None:
+    def _greet_again(self, session: Session, greeting: Greeting, now_ns: int) -> None:
         if session.state is SessionState.OPENING:
             session.waiting.append(greeting)
         else:
+            self._state.leases.renew(session, now_ns)
             self._welcome(session, greeting)
 
     def _open(self, greeting: Greeting, identity: Identity) -> None:
         assert isinstance(greeting.request, Hello), greeting
-        session = self._state.leases.open(greeting.peer, identity, greeting.request.client)
+        lease_ns = 0 if identity.is_local else self._state.limits.lease_ns
+        session = self._state.leases.open(
+            greeting.peer, identity, greeting.request.client, lease_ns=lease_ns
+        )
         session.waiting.append(greeting)
         if greeting.request.resume:
             self._state.leases.resume(session)
-        self._state.emit(WatchProcess(session.number, identity.pid))
-        self._state.emit(MakeToken(session.number, identity, session.client))
+        if identity.is_local:
+            self._state.emit(WatchProcess(session.number, identity.pid))
+        self._state.emit(MakeToken(session.number, session.identity, session.client, lease_ns))
 
     def on_token_made(self, event: TokenMade, now_ns: int) -> None:
         """Tell the client what to lock."""
@@ -171,6 +198,7 @@ class SessionRequests:
         if session.state is not SessionState.OPENING:
             return
         self._state.leases.told_token(session, event.path)
+        self._state.leases.renew(session, now_ns)
         for greeting in _taken(session.waiting):
             self._welcome(session, greeting)
 
@@ -205,17 +233,17 @@ class SessionRequests:
             return
         waiting = _taken(session.waiting)
         if not event.held and waiting:
-            self._refuse(session, waiting)
+            self._refuse(session, waiting, now_ns)
             return
         for greeting in waiting:
             if isinstance(greeting.request, Hello):
-                self._take_up(session, greeting)
+                self._take_up(session, greeting, now_ns)
             else:
                 if session.state is SessionState.UNBOUND:
                     self._state.leases.bind(session)
                 self._answer(greeting, Bound())
 
-    def _refuse(self, session: Session, waiting: list[Greeting]) -> None:
+    def _refuse(self, session: Session, waiting: list[Greeting], now_ns: int) -> None:
         """Nobody holds the lock as it should be held: that session is over."""
         for greeting in waiting:
             if isinstance(greeting.request, Bind):
@@ -223,14 +251,14 @@ class SessionRequests:
         self.end(session)
         for greeting in waiting:
             if isinstance(greeting.request, Hello):
-                self._open_in_place(greeting, session.identity)
+                self._open_in_place(greeting, session.identity, now_ns)
 
-    def _open_in_place(self, greeting: Greeting, identity: Identity) -> None:
+    def _open_in_place(self, greeting: Greeting, identity: Identity, now_ns: int) -> None:
         """A Hello asked for a session that turned out to be over: it gets a new one."""
         again = self._state.leases.of_peer(greeting.peer)
         try:
             if again is not None:
-                self._greet_again(again, greeting)
+                self._greet_again(again, greeting, now_ns)
             else:
                 self._open(greeting, identity)
         except HugepoolError as error:
@@ -238,7 +266,7 @@ class SessionRequests:
 
     # Going on -----------------------------------------------------------------
 
-    def _take_up(self, session: Session, greeting: Greeting) -> None:
+    def _take_up(self, session: Session, greeting: Greeting, now_ns: int) -> None:
         """The process of a session is heard from another connection.
 
         What was sent to the old one may not have arrived: jobs are interrupted, and other
@@ -254,6 +282,7 @@ class SessionRequests:
             for act in self._state.registry.acts_of(session):
                 act.asker = None
             self._state.leases.take_up(session, greeting.peer)
+        self._state.leases.renew(session, now_ns)
         self._welcome(session, greeting)
 
     def register_worker(self, asker: Asker, request: RegisterWorker, now_ns: int) -> Message:
@@ -261,7 +290,14 @@ class SessionRequests:
 
         One that was a worker at another connection is at no part when it registers again,
         whatever was sent to it there: that part is another's.
+
+        Raises
+        ------
+        NotPermittedError
+            It is over TCP: nobody could tell when its process has let go of what it writes.
         """
+        if not asker.session.identity.is_local:
+            raise over_tcp("a client over TCP can be no worker")
         if asker.session.renewed:
             asker.session.renewed = False
             self._state.jobs.lay_down(asker.session)
@@ -306,6 +342,7 @@ class SessionRequests:
                 continue
             fresh.append(held.lease)
             if held.rows is not None:
+                self._arrays.check_declares(asker)
                 check_rows(found.spec, held.rows, readonly=held.readonly)
             if held.readonly or found.sealed:
                 continue
@@ -323,6 +360,22 @@ class SessionRequests:
         """Close the session."""
         self.end(asker.session)
         return GoodbyeSaid()
+
+    def renew(self, asker: Asker, request: Renew, now_ns: int) -> Message:
+        """Begin the lease of a session over TCP anew."""
+        if not asker.session.lease_ns:
+            raise ProtocolError(
+                "a local session has no lease to be renewed",
+                had=asker.session.identity.told_process,
+            )
+        self._state.leases.renew(asker.session, now_ns)
+        return Renewed()
+
+    def end_overdue(self, now_ns: int) -> None:
+        """End the sessions over TCP of which nothing was heard in time, as if they had exited."""
+        for session in self._state.leases.overdue(now_ns):
+            session.reachable = False
+            self.end(session)
 
     def on_process_exited(self, event: ProcessExited, now_ns: int) -> None:
         """The process is dead, or let go of its lock: nobody hears at its connection."""
@@ -380,9 +433,10 @@ class SessionRequests:
                 self._version,
                 self._instance,
                 self._pid,
-                token=session.token_path,
+                token=session.token if session.lease_ns else session.token_path,
                 resumed=resumed,
                 durable=self._durable,
+                lease_ns=session.lease_ns,
             ),
         )
 
@@ -397,11 +451,11 @@ def _taken(waiting: list[Greeting]) -> list[Greeting]:
 
 
 def _check_same_process(session: Session, identity: Identity) -> None:
-    if (session.identity.uid, session.identity.pid) != (identity.uid, identity.pid):
+    if session.identity.process != identity.process:
         raise NotPermittedError(
             "the session is another process's",
-            needed=f"pid {session.identity.pid} of uid {session.identity.uid}",
-            had=f"pid {identity.pid} of uid {identity.uid}",
+            needed=session.identity.told_process,
+            had=identity.told_process,
             remedy="connect anew; a forked child needs a connection of its own",
         )
 
@@ -409,6 +463,13 @@ def _check_same_process(session: Session, identity: Identity) -> None:
 def _other_session() -> ProtocolError:
     return ProtocolError(
         "this connection has another session", remedy="connect anew to take up the one of before"
+    )
+
+
+def _lease_over() -> LeaseExpiredError:
+    return LeaseExpiredError(
+        "there is no session at this connection, or its lease has run out",
+        remedy="call hugepool.connect() again: what the session held was given back",
     )
 
 

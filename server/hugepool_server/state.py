@@ -52,6 +52,8 @@ class Limits:
         How long a job that nobody can take up waits for a worker before it fails.
     stopped_patience_ns
         How long a worker may be stopped before its part is taken back.
+    lease_ns
+        How long a new session over TCP lives without a sign of its client.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class Limits:
     max_pending_bytes: int = MAX_EXTENT
     worker_patience_ns: int = 30_000_000_000
     stopped_patience_ns: int = 10_000_000_000
+    lease_ns: int = 10_000_000_000
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -8,6 +8,9 @@ descriptor, and frees it however the process ends; ``F_GETLK`` names the holder.
 The coordinator looks (``F_GETLK``) and never locks: a lock of its own would hide
 the client's from itself. What stands in the file is for the next coordinator,
 which finds in it whose session this was.
+
+Over TCP there is no process to lock anything: the name of the file is a secret that the client
+goes on by, and the file keeps the session for the next coordinator, whoever lives.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from hugepool_common import paths
 from hugepool_common.errors import HugepoolError
 from hugepool_server import records
 from hugepool_server.processes import start_ticks
+from hugepool_server.record_files import refusals
 from hugepool_server.records import Identity, SessionRecord
 
 log = logging.getLogger("hugepoold")
@@ -68,18 +72,32 @@ class Tokens:
         self._records: dict[int, SessionRecord] = {}
         self._descriptors: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def __repr__(self) -> str:
         return f"<Tokens: {len(self._records)} in {self._path}>"
 
-    def make(self, session: int, identity: Identity, client: str) -> str:
+    @property
+    def is_there(self) -> bool:
+        """Whether the path still leads to the directory of the tokens.
+
+        Raises
+        ------
+        OSError
+            That cannot be seen.
+        """
+        return paths.is_still(self._path, self._directory)
+
+    def make(self, session: int, identity: Identity, client: str, lease_ns: int = 0) -> str:
         """Make the token of a session.
 
         Parameters
         ----------
         session
             Number of a session without a token.
-        identity, client
-            Whose it is, for the next coordinator.
+        identity, client, lease_ns
+            Whose it is and, over TCP, how long it lives unheard; for the next coordinator.
 
         Returns
         -------
@@ -88,32 +106,38 @@ class Tokens:
 
         Raises
         ------
-        OSError
+        NotPermittedError, NotEnoughMemoryError
             It cannot be made; nothing is left.
         """
         record = SessionRecord(
             session=session,
             token=secrets.token_hex(16),
             identity=identity,
-            start_ticks=start_ticks(identity.pid),
+            start_ticks=start_ticks(identity.pid) if identity.is_local else 0,
             client=client,
             boot_id=self._boot_id,
+            lease_ns=lease_ns,
         )
+        with refusals(self._path):
+            self._descriptors[session] = self._written(record)
+        self._records[session] = record
+        return os.path.join(self._path, record.token)
+
+    def _written(self, record: SessionRecord) -> int:
         fd = os.open(record.token, _MAKE, 0o600, dir_fd=self._directory)
         try:
             try:
                 _write(fd, records.encode(record))
-                if self._group is not None:
+                if self._group is not None and record.identity.is_local:
                     os.fchown(fd, -1, self._group)
                     os.fchmod(fd, 0o660)
             finally:
                 os.close(fd)  # nobody knows the name yet, so no lock is lost
-            self._descriptors[session] = os.open(record.token, _LOOK, dir_fd=self._directory)
+            return os.open(record.token, _LOOK, dir_fd=self._directory)
         except BaseException:
-            os.unlink(record.token, dir_fd=self._directory)
+            with suppress(FileNotFoundError):
+                os.unlink(record.token, dir_fd=self._directory)
             raise
-        self._records[session] = record
-        return os.path.join(self._path, record.token)
 
     def check(self, session: int) -> bool | None:
         """Whether the session's own process holds the lock on its token; None if nobody knows.
@@ -153,8 +177,8 @@ class Tokens:
         Returns
         -------
         tuple of SessionRecord
-            Of the sessions whose process lives and holds its lock. All other tokens are
-            removed; what is no token is left alone.
+            Of the sessions whose process lives and holds its lock, and of those over TCP. All
+            other tokens are removed; what is no token is left alone.
 
         Raises
         ------
@@ -192,7 +216,8 @@ class Tokens:
             for name in self._names():
                 self._unlink(name)
             with suppress(OSError):  # somebody keeps files there
-                os.rmdir(self._path)
+                if self.is_there:  # else it is another coordinator's
+                    os.rmdir(self._path)
         os.close(self._directory)
 
     def _names(self) -> Iterator[str]:
@@ -204,10 +229,11 @@ class Tokens:
         try:
             os.unlink(name, dir_fd=self._directory)
         except OSError as error:
-            log.warning("cannot remove the token %s: %s", name, error.strerror)
+            # Not the whole of it: over TCP the name is a secret.
+            log.warning("cannot remove the token %s...: %s", name[:8], error.strerror)
 
     def _living(self, fd: int, name: str) -> SessionRecord | None:
-        """The record in a token, if it is whole, of this boot, and its process lives."""
+        """The record in a token, if it is whole, of this boot, and its process may live."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return None
@@ -217,12 +243,14 @@ class Tokens:
             log.warning("the token %s is damaged: %s", name, error)
             return None
         pid = record.identity.pid
-        living = (
+        known = (
             record.token == name
             and record.boot_id == self._boot_id
             and record.session not in self._records
-            and _is_held(fd, pid)
         )
+        if not record.identity.is_local:  # its lease begins anew, and tells
+            return record if known else None
+        living = known and _is_held(fd, pid)
         # The lock is proof of life; when it began tells whether it is the same life, where
         # that can be seen.
         started = start_ticks(pid)

@@ -21,9 +21,12 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +35,23 @@ from support.nursery import Child, Nursery, TooSlow
 from support.world import Client, StartRefused, World, eventually, locks_of
 
 WORKERS, CLIENTS, CALLS = 4, 3, 4
-CALL_S = 20.0
+CALL_S = 240.0
+"""What says nothing for so long hangs: a job may wait for workers for 30 s, a call for the next
+coordinator for `PATIENCE_S`, and new workers for two minutes on a machine that does much else."""
+
+SOON_S = 60.0
+"""What is to be by then, however slow the machine; in general it is at once."""
+
+PATIENCE_S = "60"
+"""How long all wait for the next coordinator: it comes, but a slow machine may let it wait."""
+
+SPARE_FDS = 8
+"""Descriptors that a process may come to hold beside those of the first cycle, such as one for
+each mount that is used."""
+
+FDS_OF_A_SESSION = 3
+"""Of a coordinator: a connection, a pidfd and a token."""
+
 ABSENT, OPEN = "absent", "open"
 """What may be under a name beside a content."""
 
@@ -142,20 +161,23 @@ class KillSoak:
         """Asked to end by SIGTERM."""
         self.worker_ends: Counter[int] = Counter()
         self.gauges: list[dict[str, int]] = []
+        self._limits: dict[str, int] = {}
+        """Most descriptors of a process at rest, by what kind it is."""
         self._room = world.room()
-        self._ours: set[int] = set()
-        """Pids that we have killed."""
-        self._asked: set[int] = set()
-        """Pids that we have asked to end."""
+        # Processes and not their pids: in thousands of cycles pids are used again.
+        self._ours: WeakSet[Child] = WeakSet()
+        """Those that we have killed."""
+        self._asked: WeakSet[Child] = WeakSet()
+        """Those that we have asked to end."""
         self.trail: deque[str] = deque(maxlen=400)
         """What happened lately, for whoever looks into a failure."""
 
     def begin(self) -> None:
         """Start all of them, and share what everybody reads."""
         self._world.start()
-        self._observer = self._world.client("observer")
+        self._observer = self._world.client("observer", HUGEPOOL_RECONNECT_S=PATIENCE_S)
         setter = self._world.nursery.spawn("setter", self._share)
-        if setter.wait(60) != 0:
+        if setter.wait(SOON_S) != 0:
             raise Broken(f"the first client failed:\n{setter.tail()}")
         setter.forget()
         self._room = self._world.room()
@@ -172,12 +194,13 @@ class KillSoak:
 
     def _start_missing(self) -> None:
         world = self._world
-        if world.coordinator is None or not world.coordinator.alive:
-            world.kill_coordinator()
-            world.start()
+        coordinator = world.coordinator
+        assert coordinator is not None
+        if not coordinator.alive:  # one that was killed or asked to end has a successor by now
+            raise Broken(f"{coordinator!r} ended by itself:\n{coordinator.tail()}")
         self._workers = [worker for worker in self._workers if self._lives(worker)]
         while len(self._workers) < WORKERS:
-            self._workers.append(world.nursery.spawn("worker", self._work))
+            self._workers.append(self._new_worker())
         for number in range(CLIENTS):
             child = self._soakers[number]
             if child is None or not self._lives(child):
@@ -186,7 +209,12 @@ class KillSoak:
                 self._soakers[number] = world.nursery.spawn(
                     f"client{number}",
                     lambda number=number: soakers.main(number, world.address),  # type: ignore[misc]
+                    environment={"HUGEPOOL_RECONNECT_S": PATIENCE_S},
                 )
+
+    def _new_worker(self) -> Child:
+        environment = {"HUGEPOOL_RECONNECT_S": PATIENCE_S}
+        return self._world.nursery.spawn("worker", self._work, environment=environment)
 
     def _work(self) -> int:
         from hugepool import worker
@@ -194,12 +222,14 @@ class KillSoak:
         return worker.main(["--address", self._world.address])
 
     def _lives(self, child: Child) -> bool:
-        if child.pid in self._ours:
-            child.wait(10)  # it may still be at dying
+        if child in self._ours:
+            child.wait(SOON_S)  # it may still be at dying
         if child.alive:
             return True
         assert child.status is not None
-        if child.status < 0 and child.pid not in self._ours:
+        # A worker that has not begun to listen for SIGTERM dies of it.
+        asked = child in self._asked and child.status == -signal.SIGTERM
+        if child.status < 0 and child not in self._ours and not asked:
             raise Broken(f"{child!r} died of signal {-child.status}:\n{child.tail()}")
         if child.role == "worker" and child.status >= 0:
             self.worker_ends[child.status] += 1
@@ -259,20 +289,20 @@ class KillSoak:
         for at, child, number in sorted(plan, key=lambda one: one[0]):
             time.sleep(max(0.0, began + at - time.monotonic()))
             if number == signal.SIGTERM:
-                self._asked.add(child.pid)
+                self._asked.add(child)
                 self.ended[child.role] += child.alive
             elif number == signal.SIGKILL:
-                self._ours.add(child.pid)
+                self._ours.add(child)
                 self.killed[child.role.rstrip("012")] += child.alive
             elif number == signal.SIGSTOP:
                 self.stopped[child.role.rstrip("012")] += child.alive
             child.signal(number)
             self.trail.append(f"{time.monotonic():.4f} {signal.Signals(number).name} to {child!r}")
         coordinator = world.coordinator
-        if coordinator is not None and coordinator.pid in self._ours | self._asked:
+        if coordinator is not None and (coordinator in self._ours or coordinator in self._asked):
             # One that is stopped when it is killed dies all the same.
-            status = coordinator.wait(10)
-            if status not in (0, -signal.SIGKILL) or (status and coordinator.pid not in self._ours):
+            status = coordinator.wait(SOON_S)
+            if status not in (0, -signal.SIGKILL) or (status and coordinator not in self._ours):
                 raise Broken(f"the coordinator ended with {status}:\n{coordinator.tail()}")
             time.sleep(rng.random() * 0.03)
             world.kill_coordinator()
@@ -283,10 +313,10 @@ class KillSoak:
 
     def _start_workers(self) -> None:
         ending = self._ours | self._asked
-        eventually(lambda: not any(w.alive and w.pid in ending for w in self._workers), 5)
+        eventually(lambda: not any(w.alive and w in ending for w in self._workers), SOON_S)
         self._workers = [worker for worker in self._workers if self._lives(worker)]
         while len(self._workers) < WORKERS:
-            self._workers.append(self._world.nursery.spawn("worker", self._work))
+            self._workers.append(self._new_worker())
 
     def _hear_out(self, soaking: list[Child]) -> None:
         """Read what every client tells until its batch is over, or it is dead."""
@@ -301,7 +331,7 @@ class KillSoak:
                 select.select(waiting, [], [], left)
             for child in ready:
                 try:
-                    line = child.hear(5)
+                    line = child.hear(SOON_S)
                 except TooSlow as error:
                     raise Broken(str(error)) from None
                 if line is None:
@@ -330,7 +360,7 @@ class KillSoak:
                 wrong += "what all share is lost"
             return not wrong
 
-        if not eventually(right, 3.0):
+        if not eventually(right, SOON_S):
             raise Broken(wrong)
         remains = world.remains()
 
@@ -339,27 +369,63 @@ class KillSoak:
             remains = world.remains()
             return not (remains.orphans or remains.strays)
 
-        if not eventually(consistent, 3.0):
+        if not eventually(consistent, SOON_S):
             raise Broken(f"orphans {sorted(remains.orphans)}, strays {sorted(remains.strays)}")
-        sessions = observer.ask("stats")["sessions"]
-        living = [child.pid for child in self._workers if child.alive]
-        living += [child.pid for child in self._soakers if child is not None and child.alive]
+        self._check_descriptors("the coordinator", self._beside_sessions)
+        # Clients first: they have spoken, so they have all that one has at rest.
+        living = [child.pid for child in self._soakers if child is not None and child.alive]
+        living += [child.pid for child in self._workers if child.alive]
         for pid in living:
-            if locks_of(pid) > 1:
+            # Who was not taken up again lets go of its former token when it has the new one.
+            if not eventually(lambda pid=pid: locks_of(pid) <= 1, SOON_S):
                 raise Broken(f"pid {pid} holds {locks_of(pid)} locks")
+        held = [self._check_descriptors("a client", partial(descriptors_of, pid)) for pid in living]
         self.gauges.append(
             {
                 "cycle": number,
                 "coordinator_fds": world.descriptors(),
                 "coordinator_rss": world.rss_bytes(world.coordinator.pid),
                 "client_rss": max((world.rss_bytes(pid) for pid in living), default=0),
-                "client_fds": max((descriptors_of(pid) for pid in living), default=0),
-                "sessions": sessions,
+                "client_fds": max(held, default=0),
+                "sessions": observer.ask("stats")["sessions"],
                 "tokens": len(remains.tokens),
                 "segments": len(remains.segments),
                 "processes": strangers(os.getpid(), world.nursery),
             }
         )
+
+    def _beside_sessions(self) -> int:
+        """Descriptors of the coordinator that are no session's: clients may have hired workers."""
+        assert self._observer is not None
+        sessions = int(self._observer.ask("stats")["sessions"])
+        return self._world.descriptors() - FDS_OF_A_SESSION * sessions
+
+    def _check_descriptors(self, kind: str, count: Callable[[], int]) -> int:
+        """What a process at rest has open: it may be about to open a session just now.
+
+        Raises
+        ------
+        Broken
+            It is more than processes of its kind had in the first cycle.
+        """
+        found = count()
+        limit = self._limits.setdefault(kind, found + SPARE_FDS)
+
+        def few() -> bool:
+            nonlocal found
+            found = count()
+            return found <= limit
+
+        if found > limit and not eventually(few, SOON_S):
+            raise Broken(f"{kind} has {found} descriptors, and may have {limit}")
+        return found
+
+    def jobs(self) -> Any:
+        """What the coordinator says of jobs and workers, for whoever looks into a failure."""
+        try:
+            return self._observer.ask("jobs") if self._observer is not None else None
+        except (TooSlow, AssertionError, ValueError) as error:
+            return repr(error)
 
     def finish(self) -> None:
         """Destroy everything: the mounts are as at the beginning."""
@@ -367,29 +433,25 @@ class KillSoak:
         assert observer is not None
         for child in self._soakers:
             if child is not None:
-                self._ours.add(child.pid)
+                self._ours.add(child)
                 child.kill()
-        for name in observer.ask("look"):
-            if name not in ("A", "x"):
-                observer.ask("destroy", name=name)
+        cleared: Any = None
+
+        def clear() -> bool:
+            nonlocal cleared
+            observer.tell("clear", keep=["A", "x"])
+            cleared = observer.answer()
+            return cleared is not None and "ok" in cleared
+
+        # A worker may be at a part of a job whose client was killed: what it uses is busy.
+        if not eventually(clear, SOON_S):
+            raise Broken(f"cannot be destroyed at the end: {cleared}")
 
         def clean() -> bool:
             return len(world.remains().segments) == 2 and world.room() == self._room
 
-        if not eventually(clean, 5.0):
+        if not eventually(clean, SOON_S):
             raise Broken(f"left at the end: {world.remains()}, room {world.room()} of {self._room}")
-        first, last = self._bounds("coordinator_fds")
-        if last > first + 8:
-            raise Broken(f"descriptors of the coordinator grew from {first} to {last}")
-        first, last = self._bounds("client_fds")
-        if last > first + 8:
-            raise Broken(f"descriptors of a client grew from {first} to {last}")
-
-    def _bounds(self, gauge: str) -> tuple[int, int]:
-        """The largest value in the first quarter and in the last one."""
-        values = [one[gauge] for one in self.gauges]
-        quarter = max(1, len(values) // 4)
-        return max(values[:quarter]), max(values[-quarter:])
 
 
 def descriptors_of(pid: int) -> int:
@@ -404,7 +466,8 @@ def strangers(harness: int, nursery: Nursery) -> int:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) not in known:
             try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+                stat = Path(f"/proc/{entry}/stat").read_bytes()  # names are any bytes
+                fields = stat.rsplit(b")", 1)[1].split()
             except OSError:
                 continue
             count += int(fields[1]) in known
@@ -445,6 +508,8 @@ def main(arguments: list[str] | None = None) -> int:
                 log = world.coordinator.tail() if world.coordinator is not None else ""
                 failure = {"cycle": done, "seed": chosen.seed, "reason": str(broken), "log": log}
                 failure["trail"] = list(soak.trail)
+                failure["jobs"] = soak.jobs()
+                failure["stacks"] = {repr(c): c.stacks() for c in world.nursery.children if c.alive}
                 print(f"FAILED in cycle {done} of seed {chosen.seed}: {broken}", file=sys.stderr)
                 print(f"end of the coordinator's log:\n{log}", file=sys.stderr)
     report = {

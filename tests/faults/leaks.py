@@ -75,7 +75,6 @@ def run(cycles: int, sessions: int) -> dict[str, Any]:
             client = world.client()
             step = max(1, cycles // READINGS)
             for first in range(0, cycles, step):
-                world.ensure_pages()
                 client.tell("churn", first=first, count=step, huge_every=HUGE_EVERY)
                 answer = client.answer(ANSWER_S + step * 0.1)
                 if answer is None or "ok" not in answer:
@@ -94,7 +93,7 @@ def run(cycles: int, sessions: int) -> dict[str, Any]:
                         gauges[name] <= readings[name][0] for name in (*EXACT, "tokens")
                     )
 
-                eventually(quiet, 3.0)
+                eventually(quiet, 30.0)
                 at.append(first + step)
                 for name, value in gauges.items():
                     readings.setdefault(name, []).append(value)

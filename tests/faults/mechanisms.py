@@ -129,8 +129,8 @@ MECHANISMS = (
         (
             "a record is written beside its place and renamed",
             f"{SERVER}/record_files.py",
-            "unfinished = paths.unfinished_name(name)",
-            "unfinished = name",
+            "unfinished = {name: paths.unfinished_name(name) for name in files}",
+            "unfinished = {name: name for name in files}",
             f"{UNIT}/test_manifests.py::test_a_refused_write_leaves_the_old_manifest",
         ),
         (
@@ -226,6 +226,21 @@ MECHANISMS = (
             "        while False:",
             f"{SYSTEM}/test_reconnect.py"
             "::test_a_process_short_of_descriptors_is_refused_and_not_ended",
+        ),
+        (
+            "so it does for threads and address space",
+            f"{CLIENT}/session.py",
+            "        check_threads(address)\n",
+            "",
+            f"{SYSTEM}/test_reconnect.py"
+            "::test_a_process_short_of_address_space_is_refused_and_not_ended",
+        ),
+        (
+            "and so does the coordinator",
+            f"{SERVER}/daemon.py",
+            "            check_threads(self.address)\n",
+            "",
+            f"{SYSTEM}/test_reconnect.py::test_a_coordinator_short_of_address_space_says_so",
         ),
     ),
     *_of(
@@ -327,7 +342,7 @@ MECHANISMS = (
         (
             "a session is one process's",
             f"{SERVER}/session_requests.py",
-            "if (session.identity.uid, session.identity.pid) != (identity.uid, identity.pid):",
+            "if session.identity.process != identity.process:",
             "if False:",
             f"{UNIT}/test_sessions.py::test_another_process_does_not_take_a_session_up",
         ),
@@ -337,8 +352,8 @@ MECHANISMS = (
         (
             "a start wants the lock held",
             f"{SERVER}/tokens.py",
-            "            and _is_held(fd, pid)\n",
-            "",
+            "living = known and _is_held(fd, pid)",
+            "living = known",
             f"{UNIT}/test_tokens.py::test_the_living_are_taken_over_and_the_dead_removed",
         ),
         (
@@ -412,6 +427,98 @@ MECHANISMS = (
         ),
     ),
     *_of(
+        "A client over TCP stops before its lease ends",
+        (
+            "a client over TCP fences itself first",
+            f"{CLIENT}/fence.py",
+            "if self._lease_ns and not self._over and self.now_ns() >= self._until_ns:",
+            "if False:",
+            "tests/unit/client/test_fence.py"
+            "::test_it_is_over_a_tenth_before_the_lease_counted_from_what_was_sent",
+        ),
+        (
+            "the fence counts from what was sent",
+            f"{CLIENT}/fence.py",
+            "        until_ns = sent_ns + self._lease_ns",
+            "        until_ns = self.now_ns() + self._lease_ns",
+            "tests/unit/client/test_fence.py"
+            "::test_a_confirmation_counts_from_when_it_was_asked_for",
+        ),
+        (
+            "a fence that was passed stays so",
+            f"{CLIENT}/fence.py",
+            "if not self.over and until_ns > self._until_ns:",
+            "if until_ns > self._until_ns:",
+            "tests/unit/client/test_fence.py"
+            "::test_a_confirmation_that_comes_too_late_changes_nothing[nobody looked]",
+        ),
+        (
+            "what is held is not used past the fence",
+            f"{CLIENT}/array.py",
+            "        self._channel.check_lease()\n        if role not in",
+            "        if role not in",
+            f"{SYSTEM}/test_tcp.py::test_one_that_was_stopped_for_longer_is_refused_at_once",
+        ),
+        (
+            "a thread renews while others compute",
+            f"{CLIENT}/channel.py",
+            "self._renewal = Renewal(self._session.fence, self.renew)",
+            "self._renewal = None",
+            f"{SYSTEM}/test_tcp.py::test_one_that_does_nothing_keeps_its_session",
+        ),
+        (
+            "a lease that is not renewed ends",
+            f"{SERVER}/leases.py",
+            "if one.lease_end_ns <= now_ns]",
+            "if False]",
+            f"{UNIT}/test_tcp_sessions.py"
+            "::test_a_session_that_is_not_renewed_ends_with_its_lease_and_not_before",
+        ),
+        (
+            "the next coordinator gives one lease from its start",
+            f"{SERVER}/leases.py",
+            "            self.renew(session, now_ns)\n            self._by_token",
+            "            self.renew(session, 0)\n            self._by_token",
+            f"{UNIT}/test_tcp_sessions.py::test_a_restart_begins_its_lease_anew",
+        ),
+        (
+            "what comes back too late opens no session",
+            f"{SERVER}/session_requests.py",
+            "            if request.resume and not event.identity.is_local:",
+            "            if False:",
+            f"{UNIT}/test_tcp_sessions.py::test_what_comes_back_too_late_opens_no_session",
+        ),
+        (
+            "a peer over TCP is nobody locally",
+            f"{SERVER}/records.py",
+            "        return self.kind, self.uid, self.pid",
+            '        return "", self.uid, self.pid',
+            f"{UNIT}/test_tcp_sessions.py::test_no_two_are_the_same_and_none_is_anybody_here",
+        ),
+        (
+            "it owns what its own session made",
+            f"{SERVER}/records.py",
+            "        return self.kind, self.uid, self.session",
+            "        return self.kind, self.uid, 0",
+            f"{UNIT}/test_tcp_sessions.py::test_what_others_made_is_not_its_own[a remote]",
+        ),
+        (
+            "a connection over TCP cannot be guessed",
+            f"{SERVER}/endpoint.py",
+            "if identity is OVER_TCP and len(routing_id) < LEAST_ROUTING_ID:",
+            "if False:",
+            f"{SYSTEM}/test_tcp.py::test_who_could_be_spoken_for_is_refused",
+        ),
+        (
+            "nothing listens where others could come from",
+            f"{COMMON}/tcp_address.py",
+            "    if not loopback:",
+            "    if False:",
+            "tests/unit/common/test_tcp_address.py"
+            "::test_what_others_could_reach_is_refused_and_told_why[0.0.0.0:8378]",
+        ),
+    ),
+    *_of(
         "Nobody reads the wall clock",
         (
             "times are of CLOCK_MONOTONIC",
@@ -429,6 +536,22 @@ MECHANISMS = (
             "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
             "                pass",
             f"{SYSTEM}/test_restart.py::test_a_second_coordinator_changes_no_file",
+        ),
+        (
+            "what a coordinator removes there goes by the directory's descriptor",
+            f"{SERVER}/runtime.py",
+            "            os.unlink(socket_path(_HERE), dir_fd=self.fd)",
+            "            os.unlink(self.socket)",
+            f"{UNIT}/test_runtime.py"
+            "::test_a_directory_that_was_moved_away_is_tidied_and_not_the_next_at_its_path",
+        ),
+        (
+            "and so does what it writes",
+            f"{SERVER}/daemon.py",
+            ", dir_fd=self._runtime.fd)",
+            ")",
+            f"{SYSTEM}/test_moved.py"
+            "::test_a_coordinator_whose_directory_was_moved_leaves_the_next_ones_records_alone",
         ),
         (
             "segment directories are locked",
@@ -535,6 +658,21 @@ MECHANISMS = (
             "        self._keep = False\n",
             f"{SYSTEM}/test_restart.py::test_a_start_that_fails_loses_nothing",
         ),
+        (
+            "manifests that are removed while it serves are missed while all can be saved",
+            f"{SERVER}/whereabouts.py",
+            "        if not _is_so(lambda: self._manifests.is_there):",
+            "        if False:",
+            f"{SYSTEM}/test_moved.py::test_manifests_that_were_removed_are_missed_at_once",
+        ),
+        (
+            "a segment directory that was removed is made anew",
+            f"{SERVER}/reclaim.py",
+            "            elif not is_still(opened[1], opened[0]):",
+            "            elif False:",
+            f"{SYSTEM}/test_moved.py"
+            "::test_a_segment_directory_that_was_removed_is_made_anew_and_its_arrays_are_told",
+        ),
     ),
     *_of(
         "Readers see whole generations",
@@ -590,8 +728,8 @@ MECHANISMS = (
         (
             "it sends without waiting",
             f"{SERVER}/endpoint.py",
-            "self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)",
-            "self.socket.send_multipart([peer, *frames])",
+            "self._routers[peer[:1]].send_multipart([peer[1:], *frames], zmq.NOBLOCK)",
+            "self._routers[peer[:1]].send_multipart([peer[1:], *frames])",
             f"{SYSTEM}/test_liveness.py::test_a_peer_that_never_reads_delays_nobody",
         ),
         (
@@ -641,6 +779,38 @@ MECHANISMS = (
             "    if found != saved.checksum:",
             "    if False:",
             f"{SYSTEM}/test_snapshot.py::test_damaged_files_are_not_restored",
+        ),
+    ),
+    *_of(
+        "A restore is all or nothing",
+        (
+            "names are given in one step",
+            f"{SERVER}/publication_requests.py",
+            "first.fellows = tuple(others)",
+            "first.fellows = ()",
+            f"{UNIT}/test_publications.py::test_all_names_change_in_one_step",
+        ),
+        (
+            "a step that was cut short is ended by the next start",
+            f"{SERVER}/manifests.py",
+            "finished = finish_renames(dir_fd)",
+            "finished = 0",
+            f"{UNIT}/test_manifests.py::test_of_several_that_were_being_renamed_all_are_at_the"
+            "_next_start_or_none[rename]",
+        ),
+        (
+            "what has no name yet goes with its client",
+            f"{CLIENT}/snapshot.py",
+            'policy["temporary"] = True',
+            'policy["temporary"] = False',
+            f"{SYSTEM}/test_restore.py::test_who_is_killed_at_it_leaves_nothing",
+        ),
+        (
+            "what failed is destroyed by its segment",
+            f"{SERVER}/array_requests.py",
+            "if request.segment_id not in (0, found.segment_id):",
+            "if False:",
+            f"{UNIT}/test_publications.py::test_only_the_segment_that_is_meant_is_destroyed",
         ),
     ),
     *_of(

@@ -227,6 +227,55 @@ class Forget(Operation):
         return {"keep": Held(7)}
 
 
+class Save(Operation):
+    """A snapshot is made where there is one: whatever becomes of it, no array changes."""
+
+    name = "snapshot"
+    backings = ("shm-4k",)
+
+    def prepare(self, scene: Scene) -> None:
+        scene.put("keep", 7)
+        scene.put("x", 25)
+        if not (scene.world.place / "saved").exists():
+            scene.actor.ask("snapshot", directory=str(scene.world.place / "saved"))
+
+    def begin(self, scene: Scene) -> None:
+        scene.actor.tell("snapshot", directory=str(scene.world.place / "saved"))
+
+    def before(self) -> State:
+        return {"keep": Held(7), "x": Held(25)}
+
+
+class Restore(Operation):
+    """Two names are given to what a snapshot holds, in one step, while somebody reads them."""
+
+    name = "restore"
+    backings = ("shm-4k",)
+
+    def prepare(self, scene: Scene) -> None:
+        place = scene.world.place / "snapshot"
+        if not place.exists():
+            scene.put("x", 23)
+            scene.put("y", 24)
+            scene.actor.ask("snapshot", directory=str(place))
+            for name in ("x", "y"):
+                scene.actor.ask("destroy", name=name)
+        scene.put("keep", 7)
+        scene.put("x", 21)
+        scene.put("y", 22)
+        scene.read("x", 21)
+
+    def begin(self, scene: Scene) -> None:
+        place = str(scene.world.place / "snapshot")
+        scene.actor.tell("restore", directory=place, backing=scene.backing)
+
+    def before(self) -> State:
+        return {"keep": Held(7), "x": Held(21), "y": Held(22)}
+
+    def after(self) -> State:
+        return {"keep": Held(7), "x": Held(23), "y": Held(24)}
+
+
 class Adopt(Operation):
     """A coordinator starts on what a killed one left: whole, half made, superseded, and owned
     by the living and by the dead."""
@@ -244,7 +293,7 @@ class Adopt(Operation):
         scene.actor.ask("create", name="gone", count=scene.count, backing=scene.backing)
         scene.world.kill_coordinator()
         scene.actor.child.signal(signal.SIGKILL)
-        scene.actor.child.wait(10)
+        scene.actor.child.wait(60)
         scene.world.leave_remains()
 
     def begin(self, scene: Scene) -> Child:
@@ -281,6 +330,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Attach(),
     Destroy(),
     Forget(),
+    Save(),
+    Restore(),
     Adopt(),
     Resume(),
 )

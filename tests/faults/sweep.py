@@ -37,7 +37,11 @@ from support.tracing import Call, Tracer, have_strace
 from support.world import Client, StartRefused, TooSlow, World, eventually
 
 QUIET_S = 0.03
-"""What an operation still does after its reply is done by then."""
+"""What an operation still does after its reply is done by then, on a machine with nothing else to
+do; where a call was not reached, the next attempt waits for ten times as long."""
+
+SOON_S = 30.0
+"""What is to be by then, however slow the machine."""
 
 UNKNOWN = {"CoordinatorUnreachableError", "RequestTimeoutError"}
 """Errors that do not say whether the operation happened."""
@@ -94,6 +98,7 @@ class Sweep:
         self._warm: tuple[str, str] | None = None
         self._trace = world.place / "trace"
         self._descriptors = 0
+        self._quiet_s = QUIET_S
         self._room = world.room()
         self.outcomes: Counter[tuple[str, str, str, str, str]] = Counter()
         self.shapes: dict[tuple[str, str], dict[str, Point]] = {}
@@ -123,7 +128,6 @@ class Sweep:
 
         So the coordinator's threads were made in the same order as when it was learned.
         """
-        self._world.ensure_pages()
         if self._warm not in (None, (operation.name, backing)):
             self._restarted()
         scene = Scene(self._world, *self._processes(), backing)
@@ -171,7 +175,7 @@ class Sweep:
         self._world.wipe()
         self._warm = None
 
-    def _clear(self) -> None:
+    def _clear(self, patience_s: float = SOON_S) -> None:
         """Destroy everything and let go; nothing is left, in the coordinator that lives."""
         actor, reader = self._processes()
         for client in (actor, reader):
@@ -184,7 +188,7 @@ class Sweep:
             found = world.remains()
             return not (found.segments or found.manifests) and world.room() == self._room
 
-        if not eventually(clean):
+        if not eventually(clean, patience_s):
             found = world.remains()
             raise Broken(
                 f"left after everything was destroyed: {sorted(found.segments)} "
@@ -312,6 +316,7 @@ class Sweep:
         if _hit_elsewhere(point, tracer):
             self.abandon()
             return ""
+        outcome = self._late(point, target, outcome, recovery)
         fired = self._has_fired(point, target, tracer)
         if outcome == "refused to start":
             self._restarted()
@@ -344,7 +349,7 @@ class Sweep:
                 self._restart(point, recovery)
                 return "killed"
             return "started"
-        eventually(lambda: scene.actor.child.has_spoken() or not target.alive, 20)
+        eventually(lambda: scene.actor.child.has_spoken() or not target.alive, SOON_S)
         self._await_fire(point, target, tracer)
         told = ""
         if not target.alive:
@@ -369,6 +374,13 @@ class Sweep:
             )
         return told + str(answer["error"])
 
+    def _late(self, point: Point, target: Child, outcome: str, recovery: str) -> str:
+        """What came of it, where a coordinator was killed after it was looked at last."""
+        if target.alive or target.status != -9 or target is not self._world.coordinator:
+            return outcome
+        self._restart(point, recovery)
+        return "killed" if outcome == "started" else f"killed, {outcome}"
+
     def _restart(self, point: Point, recovery: str) -> None:
         """The next coordinator, after one that was killed."""
         shapes = self.shapes.setdefault((point.operation, point.backing), {})
@@ -391,9 +403,9 @@ class Sweep:
 
     def _await_fire(self, point: Point, target: Child, tracer: Tracer) -> None:
         if point.fault == KILL:
-            eventually(lambda: not target.alive, QUIET_S)
+            eventually(lambda: not target.alive, self._quiet_s)
         else:
-            eventually(lambda: self._has_fired(point, target, tracer), QUIET_S)
+            eventually(lambda: self._has_fired(point, target, tracer), self._quiet_s)
 
     @staticmethod
     def _has_fired(point: Point, target: Child, tracer: Tracer) -> bool:
@@ -423,11 +435,18 @@ class Sweep:
             return
         if point.fault != KILL:
             # What could not be removed is tried again every second.
-            eventually(lambda: self._names_on_disk() <= set(scene.reader.ask("look")), 3.0)
+            eventually(lambda: self._names_on_disk() <= set(scene.reader.ask("look")), SOON_S)
         self._restarted()
         self._expect(scene, allowed, f"{outcome}, and after another start")
         found = self._world.remains()
-        if found.orphans or found.strays:
+
+        def consistent() -> bool:
+            nonlocal found
+            found = self._world.remains()
+            return not (found.orphans or found.strays)
+
+        # What goes with a dead owner has its manifest removed first, and its pages by a thread.
+        if not eventually(consistent, SOON_S):
             raise Broken(f"after a start: {sorted(found.orphans)} {sorted(found.strays)}")
 
     def _names_on_disk(self) -> set[str]:
@@ -442,14 +461,14 @@ class Sweep:
             found = scene.reader.ask("look")
             return any(_is(found, state, scene.count * 8) for state in allowed)
 
-        if not eventually(fits, 2.0):
+        if not eventually(fits, SOON_S):
             raise Broken(f"{when} found {found}, expected one of {allowed}")
 
     def _settle(self, point: Point) -> None:
         """Everything destroyed, nothing is left."""
         kept = ""
         try:
-            self._clear()
+            self._clear(SOON_S if point.fault == KILL else 5.0)
         except Broken as leak:
             if point.fault == KILL:
                 raise
@@ -458,7 +477,7 @@ class Sweep:
             self._restarted()
             self._clear()
         limit = self._descriptors
-        if not kept and not eventually(lambda: self._world.descriptors() <= limit, 2.0):
+        if not kept and not eventually(lambda: self._world.descriptors() <= limit, SOON_S):
             raise Broken(f"{self._world.descriptors()} descriptors, {limit} before")
 
     # Many points --------------------------------------------------------------
@@ -466,7 +485,8 @@ class Sweep:
     def try_point(self, point: Point, *, restart: bool = True, recovery: str = "") -> str:
         """Try a fault, some times if need be, and note what came of it."""
         outcome = ""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            self._quiet_s = QUIET_S * 10**attempt
             try:
                 outcome = self.run(point, restart=restart, recovery=recovery)
             except Broken as broken:
@@ -508,7 +528,7 @@ class Sweep:
         hatched, tracer = self._traced(operation, scene, point.target, thread, point.inject)
         target = hatched or self._world.coordinator
         assert target is not None
-        eventually(lambda: not target.alive, 5)
+        eventually(lambda: not target.alive, 10)
         tracer.stop()
         self._world.kill_coordinator()
         hatched = self._world.hatch(gate=True)

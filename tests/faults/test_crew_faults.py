@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ from hugepool.array import SharedArray
 from hugepool.crew import Crew
 from hugepool.matrix import SharedMatrix
 from hugepool.pool import Pool
-from support.crews import Product, crew_of, dominant_matrix, power_iterates
+from support.crews import Product, crew_of, dominant_matrix, power_iterates, symmetric_grid
 from support.extras import need
 from support.host import settles
 from support.service import Service
 
 need("numba")
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("patience")]
 
 ROWS = 3000
 STEPS = 3000
@@ -67,12 +68,12 @@ def send_soon(pid: int, number: int) -> threading.Timer:
     return timer
 
 
-def run_until_lost(crew: Crew, A: SharedMatrix, x: SharedArray) -> int:
+def run_until_lost(crew: Crew, product: Any, x: SharedArray, at_once: int = STEPS) -> int:
     """Iterate until the crew has lost a member; how many steps that took."""
     steps = 0
     while not crew.losses:
-        crew.iterate(Product(A), x, STEPS, "l2")
-        steps += STEPS
+        crew.iterate(product, x, at_once, "l2")
+        steps += at_once
     return steps
 
 
@@ -84,10 +85,33 @@ def test_a_run_goes_on_without_a_member(
     with crew_of(pool, 2) as crew:
         victim = crew.members[0]
         timer = send_soon(victim, number)
-        steps = run_until_lost(crew, A, x)
+        steps = run_until_lost(crew, Product(A), x)
         timer.join()
         assert [loss.pid for loss in crew.losses] == [victim]
     expected, _ = power_iterates(matrix, np.ones(ROWS), steps)
+    np.testing.assert_allclose(x.array, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("operation", "form"),
+    [("matvec", "binned"), ("matvec", "mirrored"), ("rmatvec", "direct"), ("rmatvec", "binned")],
+)
+def test_a_run_of_a_plan_goes_on_without_a_member(pool: Pool, operation: str, form: Any) -> None:
+    """What a dead member left half done in scratch or in out must not be counted twice."""
+    matrix = symmetric_grid(60)
+    rows = matrix.shape[0]
+    A, x = pool.put("A", matrix), pool.create("x", rows)
+    x.array[:] = np.random.default_rng(3).random(rows)
+    begun = x.array.copy()
+    planned = pool.plan_rmatvec if operation == "rmatvec" else pool.plan_matvec
+    with planned(A, form=form) as plan, crew_of(pool, 2) as crew:
+        assert plan.choice == form
+        victim = crew.members[0]
+        timer = send_soon(victim, signal.SIGKILL)
+        steps = run_until_lost(crew, plan, x, STEPS // 10)
+        timer.join()
+        assert [loss.pid for loss in crew.losses] == [victim]
+    expected, _ = power_iterates(matrix, begun, steps)
     np.testing.assert_allclose(x.array, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -126,7 +150,7 @@ def test_a_member_that_dies_between_steps(pool: Pool, matrix: scipy.sparse.csr_a
             step()
             return len(crew.losses) == 2
 
-        assert settles(both_are_missed, 20)
+        assert settles(both_are_missed)
         step.release()
 
 
@@ -145,7 +169,7 @@ def test_members_of_a_killed_leader_are_idle_again(
         assert leader.stdout.readline() == "ready\n"
         leader.kill()
         leader.wait()
-        assert settles(lambda: not pool.stats().workers[0].busy, 20)
+        assert settles(lambda: not pool.stats().workers[0].busy)
         assert [found.pid for found in pool.stats().workers] == [worker.pid]
         x.array[:] = 1
         result = pool.matvec(A, x, workers=1)

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from faults.leaks import growth
 from support.host import require
 
 PROGRAM = Path(__file__).with_name("leaks.py")
 
 
+@pytest.mark.timeout(900)
 def test_nothing_grows_over_arrays_made_and_destroyed(huge_page_pool: int, tmp_path: Path) -> None:
     require("mounts", os.geteuid() == 0, "needs root to mount")
     report_path = tmp_path / "leaks.json"

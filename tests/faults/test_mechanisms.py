@@ -47,7 +47,7 @@ def row(one: Mechanism) -> str:
     return f"| {one.what} | `{module}` | `{Path(file).stem}`: `{name}` |"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_one_that_is_taken_away_is_missed_and_what_nobody_misses_is_told(tmp_path: Path) -> None:
     copy = Copy(tmp_path / "copy")
     found = next(one for one in MECHANISMS if one.what == LOCKED)

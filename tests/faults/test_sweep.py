@@ -17,7 +17,7 @@ from support.tracing import have_strace
 PROGRAM = Path(__file__).with_name("sweep.py")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_kind_of_call_killed_and_made_to_fail(huge_page_pool: int, tmp_path: Path) -> None:
     require("strace", not have_strace(), have_strace())
     require("mounts", os.geteuid() == 0, "needs root to mount")

@@ -14,10 +14,11 @@ from hugepool.kernels.binned import EmptyBins, FillBins
 from hugepool.kernels.binned_layout import GatherBlocks, GatherLayout, aligned_empty
 from hugepool_common.errors import IndexOutOfRangeError
 from support.binned import build_gather
+from support.examples import examples
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=examples(150))
 
 
 @pytest.fixture(autouse=True, scope="module")

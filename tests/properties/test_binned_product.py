@@ -16,10 +16,12 @@ from hugepool.kernels.base import CsrArrays
 from hugepool.kernels.binned_product_layout import ProductLayout
 from hugepool_common.errors import IndexOutOfRangeError, InvalidMatrixError
 from support.binned import build_product, matrix_of, multiply, scipy_product, stored_of
+from support.examples import examples
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
-quick = settings(deadline=None, max_examples=150)
+pytestmark = pytest.mark.timeout(1000)  # numba compiles much here, once
+quick = settings(deadline=None, max_examples=examples(150))
 NOT_FINITE = (np.inf, -np.inf, np.nan)
 SPECIAL = (*NOT_FINITE, 0.0, -0.0, 1e308, 5e-324)
 

@@ -41,7 +41,9 @@ from hugepool_common.messages import (
     PartAccepted,
     PartDone,
     PartFailed,
+    PublicationsTold,
     Publish,
+    PublishAll,
     RegisterWorker,
     ReportTiming,
     Request,
@@ -57,6 +59,7 @@ from hugepool_common.messages import (
 )
 from hugepool_server.coordinator import Limits
 from hugepool_server.events import (
+    PublishGeneration,
     PublishRefused,
     SealRefused,
     SegmentProgress,
@@ -234,7 +237,7 @@ class World(RuleBasedStateMachine):
             if isinstance(request, CreateArray):
                 once_more = msgspec.structs.replace(request, again=True)
                 self.ask_to_create(client, once_more)
-            elif isinstance(request, Seal | Publish):
+            elif isinstance(request, Seal | Publish | PublishAll):
                 out.ask(client, request)
 
     # The coordinator dies -----------------------------------------------------
@@ -252,6 +255,12 @@ class World(RuleBasedStateMachine):
         for token in [*bench.making, *bench.sealing, *bench.publishing]:
             if written >> token % 8 & 1:
                 self.write(token)
+        for token, step in list(bench.publishing_together.items()):
+            # Of several names it may have written some: the one case where it is not all or none.
+            count = written % (len(step.publications) + 1)
+            for act in step.publications[:count]:
+                self.note_published(act)
+            bench.write_published_together(token, count)
         if dead is not None and out.clients:
             client = out.clients[dead % len(out.clients)]
             bench.locked.discard(client.session)
@@ -287,12 +296,11 @@ class World(RuleBasedStateMachine):
             self.out.note_sealed(bench.sealing[token].segment.segment_id)
             bench.write_sealed(token)
         else:
-            self.note_published(token)
+            self.note_published(bench.publishing[token])
             bench.write_published(token)
 
-    def note_published(self, token: int) -> None:
+    def note_published(self, act: PublishGeneration) -> None:
         """What had the name is superseded, or was lost and goes."""
-        act = self.bench.publishing[token]
         for record in self.bench.disk.values():
             if record.spec.name == act.name:
                 self.out.superseded.add(record.segment.segment_id)
@@ -392,6 +400,67 @@ class World(RuleBasedStateMachine):
             self.end_publishing(sorted(bench.publishing).index(token), True)
 
     @has_clients
+    @rule(
+        choice=CHOICE,
+        aims=st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True),
+        replace=st.booleans(),
+        stops=st.lists(st.integers(0, 3), max_size=2),
+        end=st.sampled_from([None, True, True, False]),
+    )
+    def publish_together(
+        self, choice: int, aims: list[str], replace: bool, stops: list[int], end: bool | None
+    ) -> None:
+        """Put temporaries and publish them in one step, told in one message or several.
+
+        `stops` are where messages end; they may leave names out, or tell some twice.
+        """
+        client, bench, out = self.pick(choice), self.bench, self.out
+        wanted = [
+            (name, segment_id)
+            for name in aims
+            if (segment_id := self.put_temporary(client)) is not None
+        ]
+        begun, before = set(bench.publishing_together), self.names()
+        told, reply = 0, None
+        for stop in [*stops, len(wanted)]:
+            request = _page(wanted, told, stop, replace=replace)
+            reply = out.ask(client, request)
+            if not isinstance(reply, PublicationsTold):
+                break
+            assert reply.count in (0, told + len(request.names))
+            told = reply.count
+        assert self.names() == before, "not before it is written"
+        new = bench.publishing_together.keys() - begun
+        assert len(new) == (reply is None), "a step was begun and refused, or neither"
+        for token in new:
+            step = bench.publishing_together[token]
+            assert [(act.name, act.segment_id) for act in step.publications] == wanted
+            assert replace or before.keys().isdisjoint(dict(wanted)), "a name was taken"
+            if end is not None:
+                self.end_publishing_together(sorted(bench.publishing_together).index(token), end)
+
+    def put_temporary(self, client: Client) -> int | None:
+        """A sealed object that goes with its client, unless there is no room for it."""
+        bench = self.bench
+        name, begun = f"t{len(bench.made)}", set(bench.making)
+        self.ask_to_create(client, CreateArray(array_spec(name, 10), temporary=True))
+        for token in bench.making.keys() - begun:
+            segment_id = bench.making[token].segment_id
+            bench.finish_making(name, token=token)
+            self.out.read()
+            begun = set(bench.sealing)
+            self.out.ask(client, Seal(name))
+            for sealing in bench.sealing.keys() - begun:
+                self.end_sealing(sorted(bench.sealing).index(sealing), True)
+                return segment_id
+        return None
+
+    def names(self) -> dict[str, int]:
+        """What each name means to everybody."""
+        registry = self.bench.coordinator._state.registry
+        return {found.name: found.segment_id for found in registry.published}
+
+    @has_clients
     @rule(choice=CHOICE, name=NAMES)
     def destroy(self, choice: int, name: str) -> None:
         before = len(self.bench.unlinked)
@@ -460,12 +529,30 @@ class World(RuleBasedStateMachine):
         bench = self.bench
         token = sorted(bench.publishing)[choice % len(bench.publishing)]
         if well:
-            self.note_published(token)
+            self.note_published(bench.publishing[token])
             bench.handle(bench.write_published(token))
         else:
             del bench.publishing[token]
             bench.handle(PublishRefused(token, REFUSAL))
         self.out.read()
+
+    @precondition(lambda self: self.bench.publishing_together)
+    @rule(choice=CHOICE, well=st.sampled_from([True, True, False]))
+    def end_publishing_together(self, choice: int, well: bool) -> None:
+        bench, before = self.bench, self.names()
+        token = sorted(bench.publishing_together)[choice % len(bench.publishing_together)]
+        acts = bench.publishing_together[token].publications
+        if well:
+            for act in acts:
+                self.note_published(act)
+            bench.handle(bench.write_published_together(token))
+        else:
+            del bench.publishing_together[token]
+            bench.handle(PublishRefused(token, REFUSAL))
+        self.out.read()
+        after = self.names()
+        for act in acts:
+            assert after.get(act.name) == (act.segment_id if well else before.get(act.name))
 
     # Jobs ---------------------------------------------------------------------
 
@@ -556,6 +643,8 @@ class World(RuleBasedStateMachine):
             self.end_sealing(0, True)
         while bench.publishing:
             self.end_publishing(0, True)
+        while bench.publishing_together:
+            self.end_publishing_together(0, True)
         assert bench.stops == 1
         assert not out.owed, "a request was never answered"
         out.check()
@@ -570,6 +659,19 @@ class World(RuleBasedStateMachine):
         lasting = out.sealed - out.superseded - out.temporary
         assert set(out.kept()) <= lasting, "something outlived its users"
         assert bench.stops == 1
+
+
+def _page(wanted: list[tuple[str, int]], told: int, stop: int, *, replace: bool) -> PublishAll:
+    """What a client tells of a batch in one message."""
+    page = wanted[told:stop]
+    return PublishAll(
+        tuple(name for name, _ in page),
+        tuple(segment_id for _, segment_id in page),
+        replace=replace,
+        batch=wanted[0][1] if wanted else 0,
+        before=told,
+        more=stop < len(wanted),
+    )
 
 
 def _report(part: RunPart, *, well: bool) -> PartDone | PartFailed:

@@ -20,6 +20,7 @@ from support.examples import examples
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
+pytestmark = pytest.mark.timeout(1000)  # numba compiles much here, once
 quick = settings(deadline=None, max_examples=examples(100))
 DTYPES = ["<f8", "<f4", "<i8", "<i4"]
 SPECIAL = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e308, -1e308, 5e-324]

@@ -15,10 +15,11 @@ from hugepool import kernels
 from hugepool.kernels import CsrArrays
 from hugepool.partition import ROW_COST, by_nnz, by_rows
 from hugepool_common.errors import IndexOutOfRangeError, InvalidMatrixError
+from support.examples import examples
 from support.extras import need
 
 Array = np.ndarray[Any, Any]
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=examples(150))
 
 
 def _kernel(name: str, implementation: str) -> kernels.Kernel:

@@ -10,10 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hugepool.kernels.base import CsrArrays, PlanArrays
+from support.examples import examples
 from support.extras import need
 from support.matrix_plans import (
     Array,
     banded,
+    blank,
     build_narrow,
     build_ordered,
     build_repeated,
@@ -27,16 +29,13 @@ from support.matrix_plans import (
     vectors,
 )
 
-quick = settings(deadline=None, max_examples=150)
+pytestmark = pytest.mark.timeout(1000)  # numba compiles much here, once
+quick = settings(deadline=None, max_examples=examples(150))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def numba() -> None:
     need("numba")
-
-
-def _blank(a: CsrArrays, x: Array) -> Array:
-    return np.full(a.shape[0], 7.0, np.result_type(a.data, x))
 
 
 @given(a=matrices(), data=st.data())
@@ -46,7 +45,7 @@ def test_a_narrow_product_equals_scipys_bit_for_bit(a: CsrArrays, data: st.DataO
     plan = build_narrow(a, cuts(data))
     assert plan is not None
     x = data.draw(vectors(a.shape[1]))
-    out = _blank(a, x)
+    out = blank(a, x)
     run_narrow(plan, x, out, cuts(data))
     assert same_bits(out, scipy_product(a, x))
 
@@ -58,7 +57,7 @@ def test_a_repeated_product_equals_scipys_bit_for_bit(a: CsrArrays, data: st.Dat
     plan = build_repeated(a, cuts(data))
     assert plan is not None, "so small a matrix may have a pattern for every row"
     x = data.draw(vectors(a.shape[1]))
-    out = _blank(a, x)
+    out = blank(a, x)
     run_repeated(plan, x, out, cuts(data))
     assert same_bits(out, scipy_product(a, x))
 
@@ -94,11 +93,11 @@ def test_a_compact_product_keeps_the_stated_bound(a: CsrArrays, data: st.DataObj
     for build, run in ((build_narrow, run_narrow), (build_repeated, run_repeated)):
         plan = build(a, storage="compact")
         assert plan is not None
-        out = _blank(a, x)
+        out = blank(a, x)
         run(plan, x, out)
         _assert_within_bound(a, x, out)
     ordered = build_ordered(a, storage="compact")
-    out = _blank(a, x)
+    out = blank(a, x)
     run_ordered(ordered, x, out)
     _assert_within_bound(a, x, out)
 
@@ -164,4 +163,4 @@ def test_a_matrix_that_changes_is_refused_or_gives_a_plan_that_runs(
             continue
         if plan is not None:
             x = np.ones(a.shape[1])
-            run(plan, x, _blank(a, x))
+            run(plan, x, blank(a, x))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hugepool.kernels.base import CsrArrays
+from support.examples import examples
 from support.extras import need
 from support.matrix_plans import (
     banded,
@@ -20,7 +21,7 @@ from support.matrix_plans import (
     vectors,
 )
 
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=examples(150))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hugepool_common.spec import ITEM_SIZES, ArraySpec, Fall, PageReport, Segment
 from hugepool_server.records import (
+    OVER_TCP,
     ArrayRecord,
     CoordinatorRecord,
     DamagedRecordError,
@@ -28,6 +29,7 @@ PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 BOOTS = st.uuids().map(str)
 EPOCHS = st.integers(1, (1 << 31) - 1)
 TOKENS = st.text(HEX, min_size=32, max_size=32)
+CHECKSUMS = st.from_regex(r"(crc32-16M:[0-9a-f]{16})?", fullmatch=True)
 IDENTITIES = st.builds(Identity, *[st.integers(0, (1 << 32) - 1)] * 3)
 SPECS = st.builds(
     ArraySpec,
@@ -50,25 +52,31 @@ def manifests(draw: st.DrawFn) -> ArrayRecord:
         "shm-4k", page, length, 0, length, "smaps", draw(st.lists(falls, max_size=3).map(tuple))
     )
     sealed = draw(st.booleans())
+    epoch = draw(EPOCHS)
     return ArrayRecord(
         spec=spec,
         segment=segment,
         pages=pages,
-        creator=draw(IDENTITIES),
+        creator=draw(IDENTITIES | NUMBERS.map(OVER_TCP.of_session)),
         owner=draw(TOKENS | st.just("")),
         created_ns=draw(NUMBERS),
-        generation=draw(NUMBERS),
+        generation=draw(st.integers(1, min((epoch + 1) << 32, (1 << 63) - 1))),
         sealed=sealed,
-        checksum=draw(TEXT) if sealed else "",
+        checksum=draw(CHECKSUMS) if sealed else "",
         boot_id=draw(BOOTS),
-        epoch=draw(EPOCHS),
+        epoch=epoch,
         temporary=draw(st.booleans()),
     )
+
+
+def _over_tcp(number: int, token: str, client: str, boot: str, lease_ns: int) -> SessionRecord:
+    return SessionRecord(number, token, OVER_TCP.of_session(number), 0, client, boot, lease_ns)
 
 
 RECORDS = (
     manifests()
     | st.builds(SessionRecord, NUMBERS, TOKENS, IDENTITIES, NUMBERS, TEXT, BOOTS)
+    | st.builds(_over_tcp, NUMBERS, TOKENS, TEXT, BOOTS, NUMBERS)
     | st.builds(
         CoordinatorRecord,
         EPOCHS,

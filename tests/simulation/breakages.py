@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hugepool.fence import Fence
 from hugepool_server import adoption, jobs, patience, session_requests
 from hugepool_server.array_requests import ArrayRequests
 from hugepool_server.job_requests import JobRequests
 from hugepool_server.leases import Leases
 from hugepool_server.parts import Assignment
+from hugepool_server.publication_requests import PublicationRequests
 from hugepool_server.registry import Registry
 from hugepool_server.session_requests import SessionRequests
 from hugepool_server.state import State
@@ -192,6 +194,38 @@ BREAKAGES = (
         "1",
     ),
     Breakage(
+        "a step gives away all names but the last",
+        ArrayRequests._end_publication,
+        "return [act, *(act.fellows or ())]",
+        "return [act, *(act.fellows or ())[:-1]]",
+    ),
+    Breakage(
+        "a step takes names that were not to be replaced",
+        PublicationRequests._check,
+        "if not replace and",
+        "if False and",
+    ),
+    Breakage(
+        "anybody publishes anything in a step",
+        PublicationRequests.publish_all,
+        'self._arrays.check_may(asker, found, "publish")',
+        "pass",
+        is_rare=True,
+    ),
+    Breakage(
+        "a step that was half done is done from its beginning",
+        PublicationRequests.publish_all,
+        "left = [one for one in wanted if not _is_done(*one)]",
+        "left = wanted",
+        is_rare=True,
+    ),
+    Breakage(
+        "a message that follows on another batch is taken",
+        PublicationRequests._told,
+        "if request.before != len(session.batched):",
+        "if False:",
+    ),
+    Breakage(
         "the quota is not given back",
         Registry.remove,
         "self._charge(found, -1)",
@@ -236,7 +270,7 @@ BREAKAGES = (
     Breakage(
         "another process speaks for the session",
         session_requests._check_same_process,
-        "if (session.identity.uid, session.identity.pid) != (identity.uid, identity.pid):",
+        "if session.identity.process != identity.process:",
         "if False:",
     ),
     Breakage(
@@ -271,6 +305,19 @@ BREAKAGES = (
         "pass",
     ),
     Breakage(
+        "daemon: all manifests of a step are renamed but the last",
+        Life._publishing_together,
+        "for one in publications:",
+        "for one in publications[:-1]:",
+    ),
+    Breakage(
+        "daemon: a refused step is not taken back",
+        Life._publishing_together,
+        "manifests[record.segment.segment_id] = record",
+        "pass",
+        is_rare=True,
+    ),
+    Breakage(
         "daemon: segments without a manifest are not swept",
         Life.recover,
         "if segment_id not in machine.manifests:",
@@ -293,5 +340,41 @@ BREAKAGES = (
         Life.see_exits,
         "if not process.alive:",
         "if False:",
+    ),
+    Breakage(
+        "a lease that ran out ends nothing",
+        Leases.overdue,
+        "if one.lease_end_ns <= now_ns",
+        "if False",
+    ),
+    Breakage(
+        "a renewal is not noted",
+        SessionRequests.renew,
+        "self._state.leases.renew(asker.session, now_ns)",
+        "pass",
+    ),
+    Breakage(
+        "what comes back over TCP too late gets a new session",
+        SessionRequests.hello,
+        "if request.resume and not event.identity.is_local:",
+        "if False:",
+    ),
+    Breakage(
+        "anybody over TCP is everybody over TCP",
+        ArrayRequests.check_may,
+        "who.user != found.creator.user",
+        "who.uid != found.creator.uid",
+    ),
+    Breakage(
+        "client: the fence is passed after the lease",
+        Fence.begin,
+        "sent_ns + lease_ns - lease_ns // MARGIN",
+        "sent_ns + lease_ns + lease_ns // MARGIN",
+    ),
+    Breakage(
+        "client: the fence counts from the answer",
+        Fence.confirm,
+        "until_ns = sent_ns +",
+        "until_ns = self.now_ns() +",
     ),
 )

@@ -42,8 +42,11 @@ from hugepool_common.messages import (
     Operand,
     PartDone,
     PartFailed,
+    PublicationsTold,
     Publish,
+    PublishAll,
     Published,
+    PublishedAll,
     RegisterWorker,
     ReportTiming,
     Request,
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
 MOST_ASKED = 3
 """Requests of one client under way at once."""
 
+MOST_TOGETHER = 3
+"""Names that a client publishes in one step."""
+
 LEASES_A_RESUME = 2
 """Few, so that most clients need several."""
 
@@ -91,6 +97,9 @@ class At(Enum):
 _ASKED_AT: dict[type, At] = {Hello: At.HELLO, Bind: At.BINDING, Resume: At.RESUMING}
 """Requests that a session's beginning hangs on, and where that is so."""
 
+_ASKED_AGAIN = Attach | Seal | Publish | PublishAll | Destroy | List | Describe
+"""Requests that are asked as they were when the connection that they were asked by is lost."""
+
 
 @dataclass(slots=True)
 class Holding:
@@ -103,6 +112,37 @@ class Holding:
     mine: bool
     sealed: bool
     file: File | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a client wants to have published in one step.
+
+    Parameters
+    ----------
+    number
+        No other batch of the world has it.
+    wanted
+        Names, and the segments that are to have them.
+    replace
+        Whether the names may be taken.
+    """
+
+    number: int
+    wanted: tuple[tuple[str, int], ...]
+    replace: bool
+
+    def page(self, told: int, count: int) -> PublishAll:
+        """The message that tells the next `count` of it."""
+        page = self.wanted[told : told + count]
+        return PublishAll(
+            tuple(name for name, _ in page),
+            tuple(segment_id for _, segment_id in page),
+            self.replace,
+            batch=self.number,
+            before=told,
+            more=told + count < len(self.wanted),
+        )
 
 
 _specs: dict[tuple[str, int, int], ArraySpec] = {}
@@ -136,6 +176,10 @@ class Client:
         Whether it told its last Hello that it had a session before.
     former
         Token that it does not hold any more, and asks for all the same.
+    put
+        Names of the temporaries that it publishes in one step.
+    batch
+        What it publishes in one step, while it waits for that.
     parts
         Parts that its worker was told to run, the first of them under way.
     quiet
@@ -148,6 +192,7 @@ class Client:
         self.number = number
         self.uid = uid
         self.is_worker = is_worker
+        self.put = tuple(f"t{number}.{one}" for one in range(MOST_TOGETHER))
         self.quiet = False
         self.correlation = 0
         self._on: dict[type, Callable[[Any, Request | None], None]] = {
@@ -157,6 +202,8 @@ class Client:
             ArrayCreated: self._on_granted,
             Attached: self._on_granted,
             Published: self._on_published,
+            PublicationsTold: self._on_told,
+            PublishedAll: self._on_published_all,
             WorkerRegistered: self._on_registered,
             GoodbyeSaid: self._on_goodbye,
             RunPart: self._on_part,
@@ -179,12 +226,19 @@ class Client:
             (1, self._leave),
             (2 if world.evil else 0, self._lie),
         ]
+        if world.settings.batches:
+            verbs += [(40, self._prepare), (4, self._publish_all)]
         self._verbs = [verb for weight, verb in verbs for _ in range(weight)]
         self.process: Process
         self.sit_down()
 
     def __repr__(self) -> str:
         return f"<Client {self.number} {self.process!r} {self.at.value}>"
+
+    @property
+    def relies(self) -> bool:
+        """Whether it lives, or may: what it holds must be there."""
+        return True
 
     def sit_down(self) -> None:
         """Begin anew, as another process."""
@@ -203,6 +257,7 @@ class Client:
         self.again: list[Request] = []
         self.cancelled: set[int] = set()
         self.held: dict[int, Holding] = {}
+        self.batch: Batch | None = None
         self.parts: deque[RunPart] = deque()
         self.to_resume: list[Held] = []
         self.found: list[str] = []
@@ -232,7 +287,7 @@ class Client:
         for request in self.asked.values():
             if isinstance(request, CreateArray):
                 self.again.append(replace(request, again=True))
-            elif isinstance(request, Attach | Seal | Publish | Destroy | List | Describe):
+            elif isinstance(request, _ASKED_AGAIN):
                 self.again.append(request)
             else:
                 self.world.count(request, "ended by the coordinator's end")
@@ -330,7 +385,7 @@ class Client:
     def _connect(self) -> bool:
         if not self.world.up:
             return False
-        self.connection = self.world.connect(self.process)
+        self.connection = self.world.connect(self.process, self.identity())
         self.at = At.HELLO
         resume = self.token.name if self.token else self.former
         self.goes_on = bool(resume)
@@ -476,8 +531,9 @@ class Client:
         self.ask(Attach(self._name(), readonly, rows))
 
     def _detach(self) -> None:
-        if self.held:
-            number = self.chance.of(list(self.held))
+        numbers = [number for number, one in self.held.items() if one.name not in self.put]
+        if numbers:
+            number = self.chance.of(numbers)
             self._forget(number)
             self.ask(Detach(number))
 
@@ -504,6 +560,38 @@ class Client:
         if target != one.name or self.chance.one_in(8):
             segment_id = one.segment_id if self.chance.one_in(2) else 0
             self.ask(Publish(target, one.name, segment_id))
+
+    def _prepare(self) -> None:
+        """Go on with what is to be published in one step: make a temporary, seal it, publish."""
+        mine = [one for one in self.held.values() if one.name in self.put]
+        left = [name for name in self.put if name not in {one.name for one in mine}]
+        opened = [one for one in mine if not one.sealed]
+        if len(mine) - len(opened) > 1 and not (left and self.chance.one_in(2)):
+            self._publish_all()
+        elif opened:
+            self._write_no_more(opened[0].segment_id)
+            self.ask(Seal(opened[0].name, opened[0].segment_id))
+        elif left:
+            self.ask(CreateArray(spec_of(left[0], 1), temporary=True))
+
+    def _publish_all(self) -> None:
+        sources = {one.segment_id: one.name for one in self.held.values() if one.sealed}
+        if self.batch is not None or not sources:
+            return
+        chance = self.chance
+        first, names = chance.pick(len(self.world.names)), self.world.names
+        targets = (names[first:] + names[:first])[: 2 + chance.pick(MOST_TOGETHER - 1)]
+        left = [one for one, name in sources.items() if name not in targets]
+        wanted = tuple(zip(targets, left, strict=False))
+        if len(wanted) > 1 or (wanted and chance.one_in(4)):
+            self.batch = Batch(self.world.next_number(), wanted, chance.one_in(2))
+            self.world.ledger.batches[self.batch.number] = self.batch
+            self._tell_batch(0)
+
+    def _tell_batch(self, told: int) -> None:
+        assert self.batch is not None
+        count = 1 + self.chance.pick(len(self.batch.wanted) - told)
+        self.ask(self.batch.page(told, count))
 
     def _destroy(self) -> None:
         self.ask(Destroy(self._name()))
@@ -554,6 +642,13 @@ class Client:
             if writable:
                 file.version += 1
 
+    def _guess(self) -> str:
+        """Somebody's token, but for those that are secret: 128 bits are not guessed."""
+        tokens = self.world.machine.tokens
+        name = self.chance.of(list(tokens)) if tokens else "f00d"
+        secret = name in tokens and not tokens[name].record.identity.is_local
+        return "f00d" if secret and name != self.former else name
+
     def _lie(self) -> None:
         """Say what is not so."""
         chance = self.chance
@@ -569,8 +664,7 @@ class Client:
             case 3:
                 self.ask(Bind())
             case 4:
-                tokens = list(self.world.machine.tokens)
-                self.ask(Hello("liar", "0.1", chance.of(tokens) if tokens else "f00d"))
+                self.ask(Hello("liar", "0.1", self._guess()))
             case 5:
                 self.ask(Seal(self._name(), max(segment_id, 0)))
             case 6:
@@ -605,7 +699,9 @@ class Client:
         file = one.file
         if file is None or file not in self.process.mapped:
             return
-        self._let_go(file)
+        needed = {one.segment.segment_id for part in self.parts for one in part.operands}
+        if file.segment_id not in needed:
+            self._let_go(file)
 
     def _let_go(self, file: File) -> None:
         """Unmap a file, or map it only as its leases allow."""
@@ -621,6 +717,22 @@ class Client:
         for one in self.held.values():
             if one.segment_id == segment_id:
                 one.name = message.array.spec.name
+
+    def _is_of_batch(self, request: Request | None) -> bool:
+        number = request.batch if isinstance(request, PublishAll) else 0
+        return self.batch is not None and self.batch.number == number
+
+    def _on_told(self, message: PublicationsTold, request: Request | None) -> None:
+        if self._is_of_batch(request) and self.at is At.READY:
+            self._tell_batch(message.count)
+
+    def _on_published_all(self, message: PublishedAll, request: Request | None) -> None:
+        if self.batch is None or not self._is_of_batch(request):
+            return
+        names = {segment_id: name for name, segment_id in self.batch.wanted}
+        for one in self.held.values():
+            one.name = names.get(one.segment_id, one.name)
+        self.batch = None
 
     def _on_registered(self, message: WorkerRegistered, request: Request | None) -> None:
         self.registered = True
@@ -670,6 +782,8 @@ class Client:
                 self.die(0)
         elif isinstance(request, Goodbye):
             self._on_goodbye(GoodbyeSaid(), request)  # there is no such session any more
+        elif self._is_of_batch(request):
+            self.batch = None
         elif isinstance(request, RegisterWorker):
             self.registered = True  # as far as it can be: there are enough of them
 

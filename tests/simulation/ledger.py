@@ -32,7 +32,11 @@ from hugepool_common.messages import (
     PartDone,
     PartFailed,
     Publish,
+    PublishAll,
     Published,
+    PublishedAll,
+    Renew,
+    Renewed,
     Request,
     Resume,
     Resumed,
@@ -52,6 +56,8 @@ from hugepool_server.events import (
     PeerUnreachable,
     ProcessExited,
     PublishGeneration,
+    PublishTogether,
+    Recovered,
     RequestReceived,
     SealSegment,
     SegmentMade,
@@ -66,6 +72,7 @@ from hugepool_server.events import (
 from hugepool_server.records import EPOCH_SHIFT, ArrayRecord, Identity, SessionRecord
 
 if TYPE_CHECKING:
+    from simulation.clients import Batch
     from simulation.life import Life
     from simulation.world import World
 
@@ -81,6 +88,8 @@ class Array:
     nbytes: int
     uid: int
     made_of: int
+    user: tuple[str, int, int]
+    """Who may write to it, beside the coordinator's user and root."""
     owner: str
     """Name of its owner's token, which is what ownership hangs on across restarts."""
     acknowledged: bool = False
@@ -105,6 +114,13 @@ class Session:
     renewed: bool = False
     """It is heard from a new connection, and has not registered as a worker since."""
     working: tuple[int, int, int] | None = None
+    lease_end_ns: int = 0
+    """Of one over TCP, once its lease has begun."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is one over TCP."""
+        return not self.identity.is_local
 
 
 @dataclass(slots=True)
@@ -136,6 +152,8 @@ class Ledger:
         What each name must resolve to, in the life under way.
     owed
         What was asked and not answered, by peer and correlation id.
+    batches
+        What clients want to have published in one step, by its number.
     last_session, last_lease, last_segment, last_job
         Highest numbers given so far, over all lives.
     """
@@ -153,9 +171,11 @@ class Ledger:
         self.jobs: dict[int, Job] = {}
         self.owed: dict[tuple[bytes, int], list[RequestReceived]] = {}
         self.excused: set[bytes] = set()
+        self.batches: dict[int, Batch] = {}
         self.bytes: Counter[int] = Counter()
         self._unlinked: set[int] = set()
-        self._publications: dict[int, PublishGeneration] = {}
+        self._publications: dict[int, tuple[PublishGeneration, ...]] = {}
+        self._published_now: tuple[PublishGeneration, ...] = ()
         self._makes: dict[int, MakeSegment] = {}
         self._going: set[int] = set()
         self._on_reply: dict[type, Callable[[Session, Any, Any], None]] = {
@@ -164,12 +184,14 @@ class Ledger:
             Detached: self._detached,
             Sealed: self._sealed,
             Published: self._published,
+            PublishedAll: self._published_all,
             Destroyed: self._destroyed,
             Bound: self._bound,
             Resumed: self._resumed,
             JobDone: self._job_done,
             PartAccepted: self._part_accepted,
             WorkerRegistered: self._registered,
+            Renewed: self._renewed,
         }
 
     # A new life ---------------------------------------------------------------
@@ -209,6 +231,8 @@ class Ledger:
                 f"{one} has a manifest and no segment"
             )
             assert record.checksum == one.sealed, "a sealed checksum changed"
+            written = record.spec.name, record.temporary
+            assert written == (one.name, one.temporary), f"{one} is written down as {written}"
             if not one.superseded:
                 rival = newest.get(one.name)
                 if rival is None or self._rank(record) > self._rank(rival):
@@ -246,6 +270,19 @@ class Ledger:
                 if not one.abandoned:
                     rival.superseded = True
 
+    def taken_back(self, record: ArrayRecord) -> None:
+        """A manifest was written as it was before: what it had superseded has the name again."""
+        one = self.arrays[record.segment.segment_id]
+        rivals = [
+            (other.generation, number)
+            for number, other in self.machine.manifests.items()
+            if other.spec.name == one.name and number != one.segment_id
+            if not self.arrays[number].abandoned
+        ]
+        if rivals:
+            self.arrays[max(rivals)[1]].superseded = False
+        one.name, one.temporary = record.spec.name, record.temporary
+
     def unlinked(self, segment_id: int) -> None:
         """A manifest was removed, and the segment will be."""
         one = self.arrays.get(segment_id)
@@ -269,6 +306,7 @@ class Ledger:
         self._going = {
             effect.segment.segment_id for effect in effects if type(effect) is UnlinkSegment
         }
+        self._published_now = ()
         kind = type(event)
         if kind is SegmentMade:
             self._end_making(event.token, made=True)  # type: ignore[union-attr]
@@ -276,6 +314,11 @@ class Ledger:
             self._end_making(event.token, made=False)  # type: ignore[union-attr]
         elif kind is GenerationPublished:
             self._end_publishing(event.token)  # type: ignore[union-attr]
+        elif kind is TokenMade:
+            self._lease_begins(self.sessions.get(event.session))  # type: ignore[union-attr]
+        elif kind is Recovered:
+            for session in self.sessions.values():
+                self._lease_begins(session)
         for effect in effects:
             match effect:
                 case Send():
@@ -285,7 +328,9 @@ class Ledger:
                 case SealSegment():
                     self._check_alone(effect.segment.segment_id)
                 case PublishGeneration():
-                    self._publishing(effect)
+                    self._begin_publishing(effect.token, (effect,))
+                case PublishTogether():
+                    self._publishing_together(event, effect)
                 case UnlinkSegment():
                     self._unlinking(event, effect, effects)
                 case MakeToken():
@@ -296,8 +341,17 @@ class Ledger:
                     pass
         self._check_core()
 
+    def _lease_begins(self, session: Session | None) -> None:
+        if session is not None and session.is_remote:
+            session.lease_end_ns = self.world.now_ns + self.world.limits.lease_ns
+
     def _check_core(self) -> None:
         state = self.life.core._state
+        for one in self.sessions.values():
+            if one.lease_end_ns:
+                assert one.lease_end_ns > self.world.now_ns, f"{one} outlived its lease"
+                wake_ns = self.life.core.wake_ns
+                assert wake_ns is not None and wake_ns <= one.lease_end_ns, "it wakes too late"
         names = {one.name: one.segment_id for one in state.registry.published}
         assert names == self.names, f"names are {names}, not {self.names}"
         open_sessions = {session.number for session in state.leases.sessions}
@@ -321,7 +375,8 @@ class Ledger:
         session = Session(effect.session, effect.identity)
         self.sessions[effect.session] = session
         if isinstance(event, RequestReceived):
-            assert event.identity == effect.identity, "a session of somebody else"
+            whose = event.identity.of_session(effect.session)
+            assert effect.identity == whose, "a session of somebody else"
             session.peer = event.peer
             self.by_peer[event.peer] = session
 
@@ -336,6 +391,11 @@ class Ledger:
         for number in [n for n, one in self.leases.items() if one.session == effect.session]:
             del self.leases[number]
         match event:
+            case _ if session.lease_end_ns and self.world.now_ns >= session.lease_end_ns:
+                right = True
+                for client in self.world.remotes:
+                    relied = client.session == session.number and client.relies
+                    assert not relied, f"{client} still relied on its session"
             case ProcessExited() | TokenRefused():
                 right = event.session == effect.session
             case TokenChecked():
@@ -351,7 +411,7 @@ class Ledger:
 
     @staticmethod
     def _same(identity: Identity, session: Session) -> bool:
-        return (identity.pid, identity.uid) == (session.identity.pid, session.identity.uid)
+        return identity.process == session.identity.process
 
     def _welcomed(self, peer: bytes, message: Welcome) -> None:
         session = self.sessions[message.session]
@@ -360,7 +420,12 @@ class Ledger:
             assert connection is None or self._same(connection.identity, session)
             token = self.life.tokens[message.session]
             if connection is not None and connection.process.alive:
-                assert token.holder is connection.process, "a session was taken up by another"
+                behind = connection.process
+                if session.is_remote:
+                    known = [one.former for one in self.world.remotes if one.process is behind]
+                    assert known == [token.name], "a session was taken up by another"
+                else:
+                    assert token.holder is behind, "a session was taken up by another"
             self.by_peer.pop(session.peer, None)
             if session.peer != peer:
                 self.excused.add(session.peer)
@@ -371,15 +436,23 @@ class Ledger:
                     if lease.session == session.number
                 }
             session.bound = True
+        if session.is_remote:
+            assert message.lease_ns == self.world.limits.lease_ns
+            session.bound = True
+            self._lease_begins(session)
         session.peer = peer
         self.by_peer[peer] = session
 
     def _bound(self, session: Session, request: Request, message: Bound) -> None:
         connection = self.world.connections.get(session.peer)
         token = self.life.tokens[session.number]
-        if connection is not None and connection.process.alive:
+        if connection is not None and connection.process.alive and not session.is_remote:
             assert token.holder is connection.process, "a session was bound to another's process"
         session.bound = True
+
+    def _renewed(self, session: Session, request: Renew, message: Renewed) -> None:
+        assert session.is_remote, "a local session has no lease"
+        self._lease_begins(session)
 
     def _resumed(self, session: Session, request: Resume, message: Resumed) -> None:
         found = self.life.core._state.leases.of_number(session.number)
@@ -423,6 +496,8 @@ class Ledger:
             del self.owed[key]
         if type(message) is Failed:
             assert message.code != ErrorCode.INTERNAL, message
+            if isinstance(request, PublishAll):
+                self._check_right_to_refuse(request, message.code)
             self.world.refused(request, message.code)
             return
         self.world.answered(request, message)
@@ -478,9 +553,11 @@ class Ledger:
         one = self.arrays[segment_id]
         assert not (one.gone or one.lost), f"a lease on {one}"
         if not readonly:
-            under_way = any(act.segment_id == segment_id for act in self.life.acts)
+            under_way = any(segment_id in act.segment_ids for act in self.life.acts)
             assert not one.sealed or under_way, "a writable lease on a sealed array"
-            assert session.identity.uid in (one.uid, 0, self.life.core.uid), "may not write"
+            who = session.identity
+            assert who.user == one.user or who.uid in (0, self.life.core.uid), "may not write"
+        assert rows is None or not session.is_remote, "rows of nobody"
         if rows is not None and not readonly:
             for other in self.leases.values():
                 if other.segment_id == segment_id and other.session != session.number:
@@ -512,9 +589,34 @@ class Ledger:
         one = self.arrays[message.array.segment.segment_id]
         record = self.machine.manifests[one.segment_id]
         assert self.names[request.name] == one.segment_id
-        if not any(act.segment_id == one.segment_id for act in self.life.acts):
+        if not any(one.segment_id in act.segment_ids for act in self.life.acts):
             assert record.spec.name == request.name == one.name
             assert record.generation == message.array.generation
+
+    def _published_all(self, session: Session, request: PublishAll, message: PublishedAll) -> None:
+        # What was done before a step began may have gone by its end; not what was done in it.
+        done = [(one.name, one.segment_id) for one in self._published_now]
+        for name, number in done or self.batches[request.batch].wanted:
+            assert self.names.get(name) == number, f"{name!r} was not published with the others"
+            record = self.machine.manifests[number]
+            assert record.spec.name == name and not record.temporary, "and not written down"
+
+    def _check_right_to_refuse(self, request: PublishAll, code: int) -> None:
+        """A batch is refused for what is so, or for what may be so in a moment."""
+        batch = self.batches[request.batch]
+        left = self._left_of(batch)
+        names = {name for name, _ in left}
+        found = [self.arrays.get(number) for _, number in batch.wanted]
+        match code:
+            case ErrorCode.ARRAY_EXISTS:
+                right = not batch.replace and not names.isdisjoint(self.names)
+            case ErrorCode.SEGMENT_CHANGED:
+                right = any(one is None or one.gone or one.lost or one.superseded for one in found)
+            case ErrorCode.INVALID_SPEC:
+                right = any(one and (one.made_of or one.name in names) for one in found)
+            case _:
+                right = True
+        assert right, f"{batch} was refused: {ErrorCode(code).name}"
 
     def _destroyed(self, session: Session, request: Destroy, message: Destroyed) -> None:
         assert request.name not in self.names, "destroyed, and still there"
@@ -536,6 +638,7 @@ class Ledger:
             effect.spec.nbytes,
             effect.creator.uid,
             effect.spec.made_of,
+            effect.creator.user,
             self._token_name(effect.session),
         )
         self.bytes[effect.creator.uid] += effect.spec.nbytes
@@ -557,6 +660,12 @@ class Ledger:
             del self.arrays[effect.segment_id]
             self.bytes[one.uid] -= one.nbytes
 
+    def _begin_publishing(self, token: int, effects: tuple[PublishGeneration, ...]) -> None:
+        for effect in effects:
+            self._publishing(effect)
+        assert token not in self._publications
+        self._publications[token] = effects
+
     def _publishing(self, effect: PublishGeneration) -> None:
         self._check_alone(effect.segment_id)
         one = self.arrays[effect.segment_id]
@@ -570,17 +679,34 @@ class Ledger:
                 and not self.arrays[number].abandoned
             ):
                 assert other.generation < effect.generation, "generations do not rise"
-        assert effect.token not in self._publications
-        self._publications[effect.token] = effect
+
+    def _publishing_together(self, event: Event, effect: PublishTogether) -> None:
+        assert isinstance(event, RequestReceived) and isinstance(event.request, PublishAll)
+        batch = self.batches[event.request.batch]
+        left = self._left_of(batch)
+        begun = [(one.name, one.segment_id) for one in effect.publications]
+        assert begun == left, f"{begun} were begun, where {left} were asked for"
+        taken = [name for name, _ in left if name in self.names]
+        assert batch.replace or not taken, f"{taken} are taken, and were not to be replaced"
+        who = self.by_peer[event.peer].identity
+        touched = [*(number for _, number in left), *(self.names[name] for name in taken)]
+        for one in map(self.arrays.__getitem__, touched):
+            assert who.user == one.user or who.uid in (0, self.life.core.uid), f"{one} is another's"
+        self._begin_publishing(effect.token, effect.publications)
+
+    def _left_of(self, batch: Batch) -> list[tuple[str, int]]:
+        """What a coordinator that ended in the middle has not done of it."""
+        return [(name, number) for name, number in batch.wanted if self.names.get(name) != number]
 
     def _end_publishing(self, token: int) -> None:
-        effect = self._publications.pop(token)
-        for name in [name for name, number in self.names.items() if number == effect.segment_id]:
-            del self.names[name]
-        self.names[effect.name] = effect.segment_id
+        self._published_now = self._publications.pop(token)
+        for effect in self._published_now:
+            for name in [name for name, one in self.names.items() if one == effect.segment_id]:
+                del self.names[name]
+            self.names[effect.name] = effect.segment_id
 
     def _check_alone(self, segment_id: int) -> None:
-        assert not any(act.segment_id == segment_id for act in self.life.acts), "two acts on one"
+        assert not any(segment_id in act.segment_ids for act in self.life.acts), "two acts on one"
         assert segment_id not in self._unlinked, "an act on what was removed"
 
     def _unlinking(self, event: Event, effect: UnlinkSegment, effects: Sequence[Effect]) -> None:
@@ -671,6 +797,7 @@ class Ledger:
                 assert not written & used, f"part {part.part} of job {part.job} may still write"
 
     def _registered(self, session: Session, request: Request, message: WorkerRegistered) -> None:
+        assert not session.is_remote, "nobody's worker"
         if session.renewed:
             # It registers between parts: what it was sent before it does not do.
             session.renewed, session.working = False, None

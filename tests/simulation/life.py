@@ -29,6 +29,7 @@ from hugepool_server.events import (
     ProcessExited,
     PublishGeneration,
     PublishRefused,
+    PublishTogether,
     Recovered,
     RequestReceived,
     SealRefused,
@@ -56,9 +57,9 @@ COORDINATOR_UID = 990
 BOOT_ID = "f00dcafe"
 TOKENS = "/run/hugepool/tokens/"
 FULL_QUEUE = 6
-"""Messages that a stopped client's connection takes before a send to it fails."""
+"""Messages that the connection of a client that does not read takes before a send to it fails."""
 
-Work = MakeSegment | SealSegment | PublishGeneration
+Work = MakeSegment | SealSegment | PublishGeneration | PublishTogether
 
 
 class Killed(Exception):
@@ -81,12 +82,14 @@ class Act:
         return f"<Act {type(self.effect).__name__} {self.effect.token} at {self.stage}>"
 
     @property
-    def segment_id(self) -> int:
+    def segment_ids(self) -> tuple[int, ...]:
         """Of what it works on."""
         effect = self.effect
         if isinstance(effect, SealSegment):
-            return effect.segment.segment_id
-        return effect.segment_id
+            return (effect.segment.segment_id,)
+        if isinstance(effect, PublishTogether):
+            return tuple(one.segment_id for one in effect.publications)
+        return (effect.segment_id,)
 
 
 def refusal(code: ErrorCode, message: str) -> Failed:
@@ -132,6 +135,7 @@ class Life:
             CancelSegment: self._cancel,
             SealSegment: self._seal,
             PublishGeneration: self._publish,
+            PublishTogether: self._publish,
             UnlinkSegment: self._unlink,
             WatchProcess: self._watch,
             MakeToken: self._make_token,
@@ -163,6 +167,10 @@ class Life:
         sessions = []
         for name, token in list(machine.tokens.items()):
             record = token.record
+            if record.lease_ns:  # nobody is there to be looked at
+                sessions.append(record)
+                self.tokens[record.session] = token
+                continue
             process = machine.processes.get(record.identity.pid)
             if (
                 process is not None
@@ -248,7 +256,8 @@ class Life:
             if not chance.one_in(3):
                 self._pending.append(PeerUnreachable(effect.peer, effect.message))
             return
-        full = connection.process.stopped and len(connection.down) >= FULL_QUEUE
+        deaf = connection.process.stopped or connection.cut
+        full = deaf and len(connection.down) >= FULL_QUEUE
         rarely = 40 if type(effect.message) is RunPart else 500
         if full or (world.faulty and chance.one_in(rarely)):
             world.fault("send failed")
@@ -280,12 +289,13 @@ class Life:
         for act in self.acts:
             if act.effect.token == effect.token:
                 act.cancelled = True
-                self.machine.manifests.pop(act.segment_id, None)
+                for segment_id in act.segment_ids:
+                    self.machine.manifests.pop(segment_id, None)
 
     def _seal(self, effect: SealSegment) -> None:
         self.acts.append(Act(effect))
 
-    def _publish(self, effect: PublishGeneration) -> None:
+    def _publish(self, effect: PublishGeneration | PublishTogether) -> None:
         act = Act(effect)
         if self.chance.one_in(3):
             self.acts.append(act)  # as if it took its time
@@ -333,6 +343,7 @@ class Life:
                 start_ticks=process.start if process else 0,
                 client=effect.client,
                 boot_id=BOOT_ID,
+                lease_ns=effect.lease_ns,
             )
             token = machine.tokens[record.token] = Token(record.token, record)
             self.tokens[effect.session] = token
@@ -374,7 +385,7 @@ class Life:
         for act in self.acts:
             act.cancelled = True
             if isinstance(act.effect, MakeSegment) and act.stage == 1:
-                machine.unlink_file(act.segment_id)
+                machine.unlink_file(*act.segment_ids)
         self.acts.clear()
         for segment_id in self.removals:
             machine.unlink_file(segment_id)
@@ -386,6 +397,8 @@ class Life:
             for segment_id in list(machine.files):
                 machine.unlink_file(segment_id)
             machine.tokens.clear()
+            for client in self.world.remotes:
+                client.may_be_forgotten = True
 
     # Pidfds and locks ---------------------------------------------------------
 
@@ -512,24 +525,60 @@ class Life:
         record = machine.manifests[segment_id]
         return SegmentSealed(effect.token, effect.segment, record.checksum)
 
-    def _publishing(self, act: Act, effect: PublishGeneration) -> Event | None:
-        world, machine = self.world, self.machine
+    def _publishing(self, act: Act, effect: PublishGeneration | PublishTogether) -> Event | None:
+        world = self.world
+        if act.stage == 0 and isinstance(effect, PublishTogether):
+            act.stage = 1
+            return self._publishing_together(effect)
         if act.stage == 0:
+            assert isinstance(effect, PublishGeneration)
             if world.faulty and self.chance.one_in(16):
                 world.fault("publish failed")
                 return PublishRefused(
                     effect.token, refusal(ErrorCode.NOT_ENOUGH_MEMORY, "no room for the manifest")
                 )
-            record = machine.manifests[effect.segment_id]
-            spec = msgspec.structs.replace(record.spec, name=effect.name)
-            record = msgspec.structs.replace(
-                record, spec=spec, generation=effect.generation, temporary=False
-            )
-            machine.manifests[effect.segment_id] = record
-            self.ledger.committed(record)
+            self._rename(effect)
             act.stage = 1
             return None
         return GenerationPublished(effect.token)
+
+    def _rename(self, effect: PublishGeneration) -> None:
+        manifests = self.machine.manifests
+        record = manifests[effect.segment_id]
+        spec = msgspec.structs.replace(record.spec, name=effect.name)
+        record = msgspec.structs.replace(
+            record, spec=spec, generation=effect.generation, temporary=False
+        )
+        manifests[effect.segment_id] = record
+        self.ledger.committed(record)
+
+    def _publishing_together(self, effect: PublishTogether) -> Event | None:
+        """One rename after another, each of them perhaps the last act of the process.
+
+        A refusal may come after some of them, and then takes them back.
+        """
+        world, manifests = self.world, self.machine.manifests
+        publications = effect.publications
+        refused = world.faulty and self.chance.one_in(8)
+        if refused:
+            world.fault("step failed")
+            publications = publications[: self.chance.pick(len(publications))]
+        elif world.faulty and world.settings.kills and self.chance.one_in(8):
+            world.fault("kill in a step")
+            world.fuse = self.chance.pick(len(publications))
+        before = [manifests[one.segment_id] for one in publications]
+        for one in publications:
+            self._rename(one)
+            world.burn()
+        if not refused:
+            return None
+        for record in before:
+            manifests[record.segment.segment_id] = record
+            self.ledger.taken_back(record)
+            world.burn()
+        return PublishRefused(
+            effect.token, refusal(ErrorCode.NOT_ENOUGH_MEMORY, "no room for the manifests")
+        )
 
 
 def _described(segment_id: int, file: File) -> tuple[Segment, PageReport]:

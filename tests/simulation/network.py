@@ -20,9 +20,11 @@ class Connection:
         Whether the client still reads from it.
     broken
         Whether something sent by the coordinator did not go out.
+    cut
+        Whether nothing passes, either way, and nobody is told.
     """
 
-    __slots__ = ("broken", "down", "identity", "life", "open", "peer", "process", "up")
+    __slots__ = ("broken", "cut", "down", "identity", "life", "open", "peer", "process", "up")
 
     def __init__(self, peer: bytes, identity: Identity, life: int, process: Process) -> None:
         self.peer = peer
@@ -33,6 +35,7 @@ class Connection:
         self.down: deque[tuple[int, Message]] = deque()
         self.open = True
         self.broken = False
+        self.cut = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.peer.decode()} of pid {self.identity.pid}>"

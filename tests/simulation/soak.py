@@ -8,6 +8,7 @@ command that runs it again. The report is JSON, on stdout or in a file.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -82,13 +83,19 @@ def run_worlds(first_seed: int, count: int, moves: int) -> Tally:
     return tally
 
 
+def _begin_process() -> None:
+    """Worlds make little rubbish and keep much: looking for it took 5 % of the time."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
 def simulate(
     *, steps: int, first_seed: int, moves: int, processes: int, deadline: float | None
 ) -> tuple[Tally, float]:
     """Run worlds until they have made so many steps, or time is up, or too many failed."""
     tally = Tally()
     began = told = time.monotonic()
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=_begin_process) as pool:
         seeds = iter(range(first_seed, sys.maxsize, WORLDS_AT_ONCE))
         running: set[Future[Tally]] = {
             pool.submit(run_worlds, next(seeds), WORLDS_AT_ONCE, moves) for _ in range(processes)

@@ -72,7 +72,9 @@ FAULTS = {
     "connection lost",
     "coordinator killed",
     "coordinator stopped in order",
+    "kill in a step",
     "kill in recovery",
+    "link cut",
     "making failed",
     "manifest refused",
     "message dropped",
@@ -83,6 +85,7 @@ FAULTS = {
     "seal failed",
     "segment removed from outside",
     "send failed",
+    "step failed",
     "token refused",
     "worker killed",
     "worker stopped",
@@ -102,7 +105,9 @@ GRANTED = {
     "PartDone": "PartAccepted",
     "PartFailed": "PartAccepted",
     "Publish": "Published",
+    "PublishAll": "PublishedAll",
     "RegisterWorker": "WorkerRegistered",
+    "Renew": "Renewed",
     "ReportTiming": "TimingReported",
     "Resume": "Resumed",
     "Seal": "Sealed",
@@ -163,7 +168,7 @@ def test_a_failure_is_made_shorter_and_told(monkeypatch: pytest.MonkeyPatch) -> 
     settings = Settings(seed=1, moves=4000, clients=2, workers=0, faults=0)
     failure = failure_of(settings, tuple(moves_of(1, 4000)))
     assert failure is not None
-    short = shrunk(failure, patience_s=20)
+    short = shrunk(failure, patience_s=200)
     assert short.where == failure.where
     assert len(short.moves) < len(failure.moves) / 3
     story = story_of(short)

@@ -38,16 +38,23 @@ from hugepool_server.events import (
 )
 from hugepool_server.records import Identity
 from simulation.chance import Chance
-from simulation.clients import At, Client
+from simulation.clients import MOST_TOGETHER, At, Client
 from simulation.ledger import Ledger
 from simulation.life import COORDINATOR_UID, Killed, Life
 from simulation.machine import PAGE, Machine, Process
 from simulation.network import Connection, lose_tail
+from simulation.remotes import RemoteClient
 
 SECOND_NS = 1_000_000_000
 HOUR_NS = 3600 * SECOND_NS
 BEGIN_NS = 50 * HOUR_NS
+LEASE_NS = 16 * SECOND_NS
+"""Of clients over TCP: short enough to run out where time passes unseen."""
+
 NAMES = ("a", "b", "c", "d")
+MORE_NAMES = ("e", "f")
+"""Where several are published in one step: few of those would find all their names free to take."""
+
 MOST_CALM_MOVES = 30_000
 """After so many moves without faults everything must have come to rest."""
 
@@ -78,6 +85,10 @@ class Settings:
         How many of 1000 moves break something.
     kills
         Whether the coordinator's process is killed.
+    remotes
+        How many clients over TCP there are besides.
+    batches
+        Clients also publish several temporaries in one step.
     """
 
     seed: int
@@ -92,6 +103,8 @@ class Settings:
     keep: bool = True
     faults: int = 20
     kills: bool = True
+    remotes: int = 0
+    batches: bool = False
 
 
 def settings_of(seed: int, *, moves: int = 2000) -> Settings:
@@ -112,7 +125,24 @@ def settings_of(seed: int, *, moves: int = 2000) -> Settings:
         keep=source.random() < 0.5,
         faults=source.choice((2, 5, 15, 40)),
         kills=source.random() < 0.9,
+        remotes=_remotes_of(seed),
+        batches=_has_batches(seed),
     )
+
+
+def _remotes_of(seed: int) -> int:
+    """Three worlds of eight have clients over TCP; none of those that failed before there were any.
+
+    So what those did, and all others without, they do again.
+    """
+    if seed % 8 not in (2, 3, 6):
+        return 0
+    return random.Random(f"remotes {seed}").randint(1, 3)
+
+
+def _has_batches(seed: int) -> bool:
+    """In two worlds of seven; as with clients over TCP, in none of those that failed before."""
+    return seed % 7 in (0, 1)
 
 
 class World:
@@ -145,17 +175,18 @@ class World:
         self.chance = Chance()
         self.evil = settings.evil
         self.faulty = True
-        self.machine = Machine(settings.pages, 2 * settings.clients + 2)
+        self.machine = Machine(settings.pages, 2 * (settings.clients + settings.remotes) + 2)
         self.ledger = Ledger(self)
-        self.names = NAMES[: settings.names]
+        self.names = NAMES[: settings.names] + (MORE_NAMES if settings.batches else ())
         self.limits = Limits(
-            max_sessions=max(2, settings.clients + settings.seed % 5 - 1),
-            max_arrays=3 + settings.seed % 4,
+            max_sessions=max(2, settings.clients + settings.seed % 5 - 1) + settings.remotes,
+            max_arrays=3 + settings.seed % 4 + (2 * MOST_TOGETHER if settings.batches else 0),
             max_leases_per_session=6,
             max_jobs=3,
             max_workers=2,
             max_bytes=settings.max_bytes,
             max_bytes_per_user=settings.max_bytes_per_user,
+            lease_ns=LEASE_NS,
         )
         self.now_ns = BEGIN_NS
         self.steps = 0
@@ -176,6 +207,10 @@ class World:
                 (n, n >= settings.clients - settings.workers) for n in range(settings.clients)
             )
         ]
+        self.remotes = [
+            RemoteClient(self, settings.clients + number) for number in range(settings.remotes)
+        ]
+        self.clients += self.remotes
         self._moves = self._dealt()
         self._faults = self._dealt_faults()
 
@@ -190,6 +225,8 @@ class World:
             (8, self._tell_of_stopped),
         ]
         moves += [(8, self._continue_client), (30, self._start_coordinator)]
+        if self.settings.remotes:
+            moves += [(12, self._mend_link)]
         return [move for weight, move in moves for _ in range(weight)]
 
     def _dealt_faults(self) -> list[Callable[[], bool]]:
@@ -203,6 +240,8 @@ class World:
             (8 if self.settings.kills else 0, self._kill_coordinator),
             (1, self._stop_coordinator),
         ]
+        if self.settings.remotes:
+            faults += [(8, self._cut_link)]
         return [fault for weight, fault in faults for _ in range(weight)]
 
     # The run ------------------------------------------------------------------
@@ -263,10 +302,9 @@ class World:
 
     # Connections --------------------------------------------------------------
 
-    def connect(self, process: Process) -> Connection:
+    def connect(self, process: Process, identity: Identity) -> Connection:
         """A new connection to the coordinator."""
         peer = b"%d" % self.next_number()
-        identity = Identity(process.uid, process.uid, process.pid)
         connection = Connection(peer, identity, self.lives, process)
         self.connections[peer] = connection
         return connection
@@ -275,14 +313,15 @@ class World:
         """The client's end goes; the first `keep` messages of it are on their way."""
         connection.open = False
         connection.down.clear()
-        lose_tail(connection.up, keep if connection.life == self.lives and self.up else 0)
+        arrives = connection.life == self.lives and self.up and not connection.cut
+        lose_tail(connection.up, keep if arrives else 0)
         if connection.up:
             self.adrift.append(connection)
         self.connections.pop(connection.peer, None)
 
     def arrive(self, connection: Connection) -> bool:
         """The oldest message of a connection reaches the coordinator; False if it cannot."""
-        if not self.up or connection.life != self.lives:
+        if not self.up or connection.life != self.lives or connection.cut:
             return False
         chance = self.chance
         place = 0
@@ -304,7 +343,9 @@ class World:
         identity = connection.identity
         if self.evil and self.faulty and chance.one_in(60):
             self.fault("message of another process")
-            identity = chance.of(self.clients).identity()
+            other = chance.of(self.clients).identity()
+            # Which socket it came by nobody can change.
+            identity = other if other.is_local == identity.is_local else identity
             connection.broken = True  # what is answered, if at all, is not this request
         self.life.handle(RequestReceived(connection.peer, identity, correlation, request))
         self._look_whether_stopped()
@@ -439,6 +480,21 @@ class World:
         client.lose_connection(self.chance.pick(3))
         return True
 
+    def _cut_link(self) -> bool:
+        connection = self.chance.of(self.remotes).connection
+        if connection is None or connection.cut:
+            return False
+        self.fault("link cut")
+        connection.cut = True
+        return True
+
+    def _mend_link(self) -> bool:
+        connection = self.chance.of(self.remotes).connection
+        if connection is None or not connection.cut:
+            return False
+        connection.cut = False  # what was sent meanwhile arrives late
+        return True
+
     def _remove_segment(self) -> bool:
         files = list(self.machine.files)
         if not files:
@@ -518,6 +574,8 @@ class World:
         for client in self.clients:
             client.quiet = True
             client.process.stopped = False
+            if client.connection is not None:
+                client.connection.cut = False
         self._told: set[int] = set()
         self._settle()
         self.ledger.check_answered()
@@ -565,7 +623,7 @@ class World:
 
     def _calm_patience(self) -> bool:
         """Nothing happens: time passes, and clients give up on what was not answered."""
-        wake_ns = self.life.core.wake_ns
+        wake_ns = self.life.core._state.jobs.wake_ns  # leases are renewed without end
         if wake_ns is not None:
             self.now_ns = max(self.now_ns + 1, wake_ns)
             self.life.handle(Tick())
@@ -575,7 +633,17 @@ class World:
             if connection is not None and connection.broken and (client.asked or self.evil):
                 client.lose_connection(0)
                 return True
+        if self._is_left_by_remotes():
+            self.now_ns += LEASE_NS // 8
+            self.life.handle(Tick())
+            return True
         return False
+
+    def _is_left_by_remotes(self) -> bool:
+        """Whether a session over TCP is open that nobody goes on with."""
+        used = {client.session for client in self.remotes if client.relies}
+        open_ones = self.ledger.sessions.values()
+        return any(one.is_remote and one.number not in used for one in open_ones)
 
     def _check_only_sealed_is_left(self) -> None:
         machine = self.machine
@@ -619,7 +687,10 @@ class World:
     def is_held(self, segment_id: int) -> bool:
         """Whether a living client counts on a lease on a segment."""
         return any(
-            one.segment_id == segment_id for client in self.clients for one in client.held.values()
+            one.segment_id == segment_id
+            for client in self.clients
+            if client.relies
+            for one in client.held.values()
         )
 
     def parts_under_way(self, peer: bytes) -> Iterator[RunPart]:
@@ -641,6 +712,8 @@ class World:
             return
         if isinstance(request, Hello):
             allowed = {ErrorCode.NOT_ENOUGH_MEMORY, ErrorCode.COORDINATOR_UNREACHABLE}
+            if not client.relies:
+                allowed.add(ErrorCode.LEASE_EXPIRED)
         elif isinstance(request, Bind | Resume):
             allowed = {ErrorCode.COORDINATOR_UNREACHABLE}
         assert failed.code in allowed, f"{client}: {request} was refused: {failed}"

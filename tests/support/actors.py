@@ -8,11 +8,20 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
+
+from msgspec import to_builtins
 
 from hugepool.connection import connect
 from hugepool.pool import Pool
-from hugepool_common.errors import ArrayLostError, ArrayNotFoundError, HugepoolError
+from hugepool_common.errors import (
+    ArrayLostError,
+    ArrayNotFoundError,
+    HugepoolError,
+    SegmentChangedError,
+)
+from hugepool_common.messages import JobsListed, ListJobs
 from support.payloads import content_of, payload
 
 Answer = dict[str, Any]
@@ -60,6 +69,14 @@ class Actor:
         self.pool.publish(name, self._handles[source])
         self._handles[name] = self._handles.pop(source)
 
+    def snapshot(self, directory: str) -> None:
+        """Save everything."""
+        self.pool.snapshot(directory)
+
+    def restore(self, directory: str, backing: str) -> None:
+        """Publish what was saved over what has its names."""
+        self.pool.restore(directory, replace=True, backing=backing)
+
     def attach(self, name: str) -> int | None:
         """Attach; the content that is seen."""
         handle = self.pool.attach(name)
@@ -91,6 +108,14 @@ class Actor:
         found = self.pool.stats()
         return {"sessions": found.sessions, "arrays": found.arrays, "pid": found.pid}
 
+    def jobs(self) -> Answer:
+        """The first page of jobs, and the workers: what is told when something hangs."""
+        found = self.pool._channel.request(ListJobs(), JobsListed)
+        return {
+            "jobs": [to_builtins(job) for job in found.jobs],
+            "workers": [to_builtins(worker) for worker in self.pool.stats().workers],
+        }
+
     def look(self) -> dict[str, Any]:
         """Every name: whether sealed or lost, and the content that a fresh attach sees."""
         found: dict[str, Any] = {}
@@ -101,6 +126,10 @@ class Actor:
                     content = content_of(handle.array) if info.spec.kind == "array" else None
             except ArrayNotFoundError:
                 continue  # went between list and attach
+            except SegmentChangedError:
+                if any(one.segment == info.segment for one in self.pool.list()):
+                    raise
+                continue  # went between attach and the opening of its file
             except ArrayLostError:
                 content = None
             found[name] = {
@@ -112,11 +141,12 @@ class Actor:
             }
         return found
 
-    def clear(self) -> None:
-        """Destroy every name."""
+    def clear(self, keep: Sequence[str] = ()) -> None:
+        """Destroy every name but these."""
         for info in self.pool.list():
-            with contextlib.suppress(ArrayNotFoundError):
-                self.pool.destroy(info.spec.name)
+            if info.spec.name not in keep:
+                with contextlib.suppress(ArrayNotFoundError):
+                    self.pool.destroy(info.spec.name)
 
     def churn(self, first: int, count: int, huge_every: int) -> Answer:
         """Make, attach and destroy so many arrays; what this process holds afterwards."""

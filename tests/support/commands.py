@@ -7,13 +7,14 @@ import json
 import os
 import pty
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-HUGEPOOL = (sys.executable, "-m", "hugepool")
+HUGEPOOL = (os.path.join(sysconfig.get_path("scripts"), "hugepool"),)
+"""The program as it is installed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Shell:
             [*prefix, *HUGEPOOL, *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             cwd="/" if prefix else None,
             env={**self.environment, **environment},
         )
@@ -105,7 +106,7 @@ class Shell:
                 if not piece:
                     break
                 seen += piece
-        process.wait(60)
+        process.wait(120)
         return seen.decode().replace("\r\n", "\n")
 
 

@@ -64,6 +64,7 @@ from hugepool_server.events import (
     ProcessExited,
     PublishGeneration,
     PublishRefused,
+    PublishTogether,
     Recovered,
     RequestReceived,
     SealRefused,
@@ -74,6 +75,7 @@ from hugepool_server.events import (
     Send,
     Stop,
     StopRequested,
+    Tick,
     TokenChecked,
     TokenMade,
     TokenRefused,
@@ -81,7 +83,7 @@ from hugepool_server.events import (
     UnwatchProcess,
     WatchProcess,
 )
-from hugepool_server.records import ArrayRecord, Identity, SessionRecord
+from hugepool_server.records import OVER_TCP, ArrayRecord, Identity, SessionRecord
 
 UID = 1000
 COORDINATOR_UID = 990
@@ -115,7 +117,7 @@ class Bench:
     automatic
         Whether tokens are made and looked at right after they are wanted; if not, a test
         ends `tokens_wanted` and `checks_wanted` itself.
-    making, sealing, publishing
+    making, sealing, publishing, publishing_together
         Slow acts that were begun and not ended, by token.
     cancelled
         Tokens whose MakeSegment was told to stop.
@@ -164,6 +166,7 @@ class Bench:
         self.making: dict[int, MakeSegment] = {}
         self.sealing: dict[int, SealSegment] = {}
         self.publishing: dict[int, PublishGeneration] = {}
+        self.publishing_together: dict[int, PublishTogether] = {}
         self.tokens_wanted: list[MakeToken] = []
         self.checks_wanted: list[int] = []
         self.cancelled: set[int] = set()
@@ -213,6 +216,9 @@ class Bench:
             case PublishGeneration():
                 assert self.disk[effect.segment_id].sealed, "published what is not sealed"
                 self.publishing[effect.token] = effect
+            case PublishTogether():
+                assert all(self.disk[one.segment_id].sealed for one in effect.publications)
+                self.publishing_together[effect.token] = effect
             case UnlinkSegment(segment):
                 assert segment.segment_id in self.made, "removed what never was"
                 assert segment.segment_id not in self.unlinked, "removed twice"
@@ -244,6 +250,19 @@ class Bench:
         if hello:
             client.open()
         return client
+
+    def remote(self, *, hello: bool = True, name: str = "test") -> Client:
+        """A new peer over TCP, with its session open."""
+        self._last_pid += 1
+        client = Client(self, b"remote%d" % self._last_pid, OVER_TCP, name)
+        if hello:
+            client.hello()
+        return client
+
+    def pass_time(self, ns: int) -> list[Effect]:
+        """Nothing happens for so long."""
+        self.now_ns += ns - STEP_NS
+        return self.handle(Tick())
 
     def worker(self, *, uid: int = UID) -> Client:
         """A new client that is a registered worker."""
@@ -310,7 +329,17 @@ class Bench:
 
     def write_published(self, token: int) -> GenerationPublished:
         """The manifest has the name, and nobody was told."""
-        act = self.publishing.pop(token)
+        self._write_name(self.publishing.pop(token))
+        return GenerationPublished(token)
+
+    def write_published_together(self, token: int, count: int = -1) -> GenerationPublished:
+        """All manifests have their names, or only the first `count`, and nobody was told."""
+        act = self.publishing_together.pop(token)
+        for one in act.publications if count < 0 else act.publications[:count]:
+            self._write_name(one)
+        return GenerationPublished(token)
+
+    def _write_name(self, act: PublishGeneration) -> None:
         record = self.disk[act.segment_id]
         others = [one for one in self.disk.values() if one.spec.name == act.name]
         assert all(one.generation < act.generation for one in others if one.sealed)
@@ -318,11 +347,20 @@ class Bench:
         self.disk[act.segment_id] = msgspec.structs.replace(
             record, spec=spec, generation=act.generation, temporary=False
         )
-        return GenerationPublished(token)
 
     def finish_publishing(self) -> list[Effect]:
         """The oldest PublishGeneration ends well."""
         return self.handle(self.write_published(min(self.publishing)))
+
+    def finish_publishing_together(self) -> list[Effect]:
+        """The oldest PublishTogether ends well."""
+        return self.handle(self.write_published_together(min(self.publishing_together)))
+
+    def refuse_publishing_together(self, error: Failed = REFUSAL) -> list[Effect]:
+        """The oldest PublishTogether could not write."""
+        token = min(self.publishing_together)
+        del self.publishing_together[token]
+        return self.handle(PublishRefused(token, error))
 
     def refuse_publishing(self, error: Failed = REFUSAL) -> list[Effect]:
         """The oldest PublishGeneration could not write."""
@@ -342,6 +380,7 @@ class Bench:
             start_ticks=1,
             client=wanted.client,
             boot_id=BOOT_ID,
+            lease_ns=wanted.lease_ns,
         )
         return self.handle(TokenMade(wanted.session, f"/run/tokens/{token}"))
 
@@ -364,9 +403,11 @@ class Bench:
         """The coordinator is killed, and the next one begins with what is on the disk.
 
         A segment that was being made without a manifest yet is swept, and so is the token
-        of a process that does not hold its lock.
+        of a local process that does not hold its lock.
         """
-        self.tokens = {n: record for n, record in self.tokens.items() if n in self.locked}
+        self.tokens = {
+            n: record for n, record in self.tokens.items() if n in self.locked or record.lease_ns
+        }
         self.epoch += 1
         self._begin()
         return self.handle(

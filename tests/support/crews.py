@@ -65,6 +65,17 @@ def dominant_matrix(rows: int) -> scipy.sparse.csr_array[Any]:
     return sparse.csr_array(random + sparse.eye_array(rows, format="csr"))  # type: ignore[no-any-return]
 
 
+def symmetric_grid(edge: int) -> scipy.sparse.csr_array[Any]:
+    """A 5-point stencil of a square grid, with a value of its own for each pair of neighbours."""
+    sparse: Any = scipy.sparse
+    line = sparse.diags_array([1.0, 1.0], offsets=(0, 1), shape=(edge, edge))
+    upper = sparse.triu(sparse.kronsum(line, line)).tocsr()
+    upper.data = np.random.default_rng(6).random(upper.nnz)
+    matrix = sparse.csr_array(upper + sparse.triu(upper, k=1).T)
+    matrix.sort_indices()
+    return matrix  # type: ignore[no-any-return]
+
+
 def power_iterates(matrix: Any, x: Vector, steps: int) -> tuple[Vector, float]:
     """What ``iterate`` with an L2 norm is to give, and the last norm."""
     norm = 0.0

@@ -15,6 +15,8 @@ _BLOCK = re.compile(
 )
 _BACKING = re.compile(r"hugetlbfs-[12][mg]|tmpfs-huge|shm-(collapse|4k)")
 
+_ADDRESS = re.compile(r"ipc://\S+")
+
 _COMMAND = re.compile(
     r"\s*(?:(?:sudo|exec|docker run .* hugepool|[A-Z_]+=\S*)\s+)*"
     r"(?:ExecStart=)?(?:[\w./~$-]*/)?(hugepoold?)(?![\w/.-])([^|;&)]*)"
@@ -62,7 +64,8 @@ def beginning(line: str) -> str:
     """What a line begins with on every machine; a heading in full, whatever its columns' widths."""
     if line.isupper():
         return " ".join(line.split())
-    return re.sub("[0-9]+", "#", _BACKING.sub("BACKING", line).split()[0])
+    place = _ADDRESS.sub("ADDRESS", _BACKING.sub("BACKING", line))
+    return re.sub("[0-9]+", "#", place.split()[0])
 
 
 def on_screen(written: str) -> list[str]:

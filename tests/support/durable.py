@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,11 @@ class Life:
         """The file of a manifest."""
         name = paths.manifest_name(record.segment.segment_id)
         return Path(paths.manifests_path(str(self.run))) / name
+
+
+def list_renames(run: str, *lines: str, crc: int | None = None) -> None:
+    """Leave a list of renames beside the manifests, as a killed coordinator does."""
+    text = "".join(f"{line}\n" for line in lines).encode()
+    crc = zlib.crc32(text) if crc is None else crc
+    path = Path(paths.manifests_path(run)) / paths.RENAMES_NAME
+    path.write_bytes(b"hugepool-renames 1 %08x\n" % crc + text)

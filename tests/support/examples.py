@@ -1,12 +1,12 @@
-"""How many examples property tests try: fewer where the code they run is made slow on purpose."""
+"""How many examples property tests try: fewer where code is slowed on purpose, more in a soak."""
 
 from __future__ import annotations
 
 import os
 
-DIVISOR_VARIABLE = "HUGEPOOL_EXAMPLES_DIVISOR"
+FACTOR_VARIABLE = "HUGEPOOL_EXAMPLES_FACTOR"
 
 
 def examples(count: int) -> int:
-    """Of `count` examples, as many as this run is to try: at least five."""
-    return max(count // int(os.environ.get(DIVISOR_VARIABLE, "1")), 5)
+    """How many examples this run is to try where others try `count`: at least five."""
+    return max(int(count * float(os.environ.get(FACTOR_VARIABLE, "1"))), 5)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
+import random
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -72,14 +75,51 @@ def lower_pool(before: int, made: int) -> None:
         count.write_text(str(before))
 
 
-def settles(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether something comes true soon; other processes share the pool and /dev/shm."""
+def settles(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether something comes true soon; other processes share the CPUs, the pool and /dev/shm."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
     return True
+
+
+class Descriptors:
+    """What this process has open; others of its threads, and its rubbish, may be closing theirs."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def opened(self) -> set[tuple[str, int, int]]:
+        """Those opened since, each with the device and inode of what it is open on."""
+        return self._now() - self._before
+
+    @staticmethod
+    def _now() -> set[tuple[str, int, int]]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                status = os.fstat(int(name))
+            except OSError:
+                continue  # that of the listing
+            found.add((name, status.st_dev, status.st_ino))
+        return found
+
+
+def free_port() -> int:
+    """A port that nobody listens at, of those that the kernel gives to nobody unasked.
+
+    Not to a connection that another process opens meanwhile either, nor to one that is made to
+    this very port while nobody listens there: that one would be connected to itself.
+    """
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    first = max(1024, given // 2)
+    for port in random.sample(range(first, max(given, first + 4096)), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def dead_directories() -> set[str]:
@@ -166,10 +206,20 @@ class Mounts:
     def _mount(self, kind: str, options: str) -> str:
         path = self._directory / f"{kind}-{len(self._paths)}"
         path.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", kind, "-o", options, "none", str(path)], capture_output=True, text=True
-        )
-        require("mounts", done.returncode == 0, done.stderr.strip())
+        said = ""
+
+        def mounted() -> bool:
+            nonlocal said
+            done = subprocess.run(
+                ["mount", "-t", kind, "-o", options, "none", str(path)],
+                capture_output=True,
+                text=True,
+            )
+            said = done.stderr.strip()
+            return done.returncode == 0
+
+        # Pages that are claimed at once may be in use elsewhere, by a test that soon ends.
+        require("mounts", settles(mounted, 60 if "min_size" in options else 0), said)
         self._paths.append(path)
         return str(path)
 

@@ -10,6 +10,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hugepool.kernels.base import CsrArrays, Operands, PlanArrays
+from hugepool.kernels.mirrored import (
+    CheckMirrored,
+    FillMirrored,
+    MatvecMirrored,
+    survey_mirrored,
+)
 from hugepool.kernels.narrow import FillNarrow, MatvecNarrow, survey_narrow
 from hugepool.kernels.ordered import FillOrdered, MatvecOrdered, OrderX, survey_ordered
 from hugepool.kernels.plan_parts import Part
@@ -81,6 +87,26 @@ def run_repeated(plan: PlanArrays, x: Array, out: Array, cut: Cut = whole) -> No
         MatvecRepeated()(operands, start, stop)
 
 
+def build_mirrored(a: CsrArrays, cut: Cut = whole, storage: Storage = "exact") -> PlanArrays | None:
+    """A plan of the form ``mirrored``; None if the matrix cannot have one."""
+    survey = survey_mirrored(a, storage)
+    if isinstance(survey, str):
+        return None
+    plan = memory_for(survey.layout.parts)
+    survey.begin(plan)
+    for kernel in (FillMirrored(), CheckMirrored()):
+        for start, stop in cut(survey.layout.units):
+            kernel({"A": a, "plan": plan}, start, stop)
+    return plan
+
+
+def run_mirrored(plan: PlanArrays, x: Array, out: Array, cut: Cut = whole) -> None:
+    """``A @ x`` into `out`."""
+    operands: Operands = {"plan": plan, "x": x, "out": out}
+    for start, stop in cut(MatvecMirrored().bind(operands).rows):
+        MatvecMirrored()(operands, start, stop)
+
+
 def build_ordered(a: CsrArrays, cut: Cut = whole, storage: Storage = "exact") -> PlanArrays:
     """A plan of the form ``ordered``."""
     layout, uses = survey_ordered(a, storage)
@@ -128,6 +154,11 @@ def matrices(draw: st.DrawFn, *, spread: int = 60, numbers: str = "any") -> CsrA
     return CsrArrays(indptr, indices, data, (len(counts), columns))
 
 
+def blank(a: CsrArrays, x: Array) -> Array:
+    """What a product is to be written over: nothing that any would give."""
+    return np.full(a.shape[0], 7.0, np.result_type(a.data, x))
+
+
 @st.composite
 def banded(draw: st.DrawFn) -> CsrArrays:
     """Rows that repeat the row before, shifted by one; with breaks, values shared or not."""
@@ -148,6 +179,38 @@ def banded(draw: st.DrawFn) -> CsrArrays:
     indices = np.concatenate([np.zeros(0, index), *rows]).astype(index)
     return CsrArrays(
         indptr, indices, np.concatenate([np.zeros(0, code), *data]), (len(rows), columns)
+    )
+
+
+@st.composite
+def symmetric(draw: st.DrawFn, numbers: str = "any") -> CsrArrays:
+    """Symmetric with entries on few diagonals, some of whose places are empty; values of its own.
+
+    Columns of a row come in any order, but in the same for the rows of a run.
+    """
+    rows = draw(st.integers(1, 200))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    index, code = draw(st.sampled_from(["<i4", "<i8"])), draw(st.sampled_from(["<f4", "<f8"]))
+    lead = draw(st.integers(0, 3))
+    period = draw(st.integers(9, 60))
+    distances = draw(st.sets(st.integers(0, min(rows - 1, 70)), min_size=1, max_size=6))
+    order = rng.permutation([*distances, *(-one for one in distances if one)])
+    found: list[dict[int, Any]] = [{} for _ in range(rows)]
+    for distance in distances:
+        gap = rng.integers(0, period) if rng.random() < 0.5 else period
+        own = values(draw, rng, rows, code, numbers)
+        for row in range(rows - distance):
+            if row % period != gap:
+                found[row][distance] = found[row + distance][-distance] = own[row]
+    kept = [[int(one) for one in order if one in row] for row in found]
+    indptr = (lead + np.concatenate([[0], np.cumsum([len(row) for row in kept])])).astype(index)
+    indices = [row + one for row, some in enumerate(kept) for one in some]
+    data = [found[row][one] for row, some in enumerate(kept) for one in some]
+    return CsrArrays(
+        indptr,
+        np.array([0] * lead + indices, index),
+        np.array([0] * lead + data, code),
+        (rows, rows),
     )
 
 

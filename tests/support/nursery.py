@@ -142,6 +142,12 @@ class Child:
             os.close(self._replies)
             self._replies = -1
 
+    def stacks(self) -> str:
+        """Where its threads are: it is asked to say so in its log."""
+        self.signal(signal.SIGUSR2)
+        time.sleep(0.2)
+        return self.tail(80)
+
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""
         with contextlib.suppress(OSError):
@@ -234,6 +240,7 @@ def _become(
         sys.stdin, sys.stdout = os.fdopen(0, "r"), os.fdopen(1, "w")
         sys.stderr = os.fdopen(2, "w", buffering=1)
         faulthandler.enable(file=sys.stderr)
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr)  # where it hangs, if it does
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(environment)
         if gate:

@@ -21,19 +21,22 @@ from hugepool_common.messages import (
     Held,
     Message,
     Publish,
+    PublishAll,
     Request,
     RunPart,
     Seal,
     Sealed,
     SubmitJob,
 )
-from hugepool_server.events import PublishGeneration, SealSegment
+from hugepool_server.events import PublishGeneration, PublishTogether, SealSegment
 from hugepool_server.records import ArrayRecord
 from support.coordination import Bench, Client
 
 
-def _segments(act: SealSegment | PublishGeneration) -> set[int]:
+def _segments(act: SealSegment | PublishGeneration | PublishTogether) -> set[int]:
     """What an act is about."""
+    if isinstance(act, PublishTogether):
+        return {one.segment_id for one in act.publications}
     return {act.segment.segment_id if isinstance(act, SealSegment) else act.segment_id}
 
 
@@ -66,6 +69,8 @@ class Outside:
     ownerless
         Segments that go with their owner, which was gone when a coordinator began: they
         go at once.
+    owners
+        Who was told that a segment is its own.
     owed
         What was asked and not answered; a request of a connection that ended is owed nothing.
     """
@@ -83,6 +88,7 @@ class Outside:
     destroyed: set[int] = field(default_factory=set)
     temporary: set[int] = field(default_factory=set)
     ownerless: set[int] = field(default_factory=set)
+    owners: dict[int, Client] = field(default_factory=dict)
     workers: set[Client] = field(default_factory=set)
     at_work: dict[Client, RunPart] = field(default_factory=dict)
     epochs: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -118,6 +124,8 @@ class Outside:
                 told = Told(client, segment_id, readonly=False)
                 if isinstance(request, Attach):
                     told = Told(client, segment_id, request.readonly, request.rows)
+                else:
+                    self.owners[segment_id] = client
                 self.leases[reply.lease] = told
             case Sealed():
                 self.note_sealed(reply.array.segment.segment_id)
@@ -239,7 +247,7 @@ class Outside:
         """Assert all that the outside may count on, between events."""
         assert all(len(replies) <= 1 for replies in self.bench.replies.values()), "answered twice"
         for key in self.owed:
-            slow = CreateArray | Seal | SubmitJob | Publish
+            slow = CreateArray | Seal | SubmitJob | Publish | PublishAll
             assert isinstance(self.asked[key], slow), self.asked[key]
         pids = {one.identity.pid for one in self.clients if one not in self.forgotten}
         assert set(self.bench.watched.values()) == pids, "a process is not watched"
@@ -258,17 +266,23 @@ class Outside:
         promised = self.sealed - self.superseded - self.temporary | self.sealed & held
         excused = self.destroyed | self.ownerless | self.bench.lost
         assert promised <= kept | excused, "a sealed array went"
-        written = {told.segment_id for told in self.leases.values() if not told.readonly}
+        written = {told.segment_id for told in self.leases.values() if self._may_write(told)}
         assert written <= kept | excused, "a writer's array went"
         self._check_owned()
+
+    def _may_write(self, told: Told) -> bool:
+        """Whether it keeps an array: one not told again does as long as the owner lives."""
+        heard = told.client not in self.cut or self.owners.get(told.segment_id) in self.clients
+        return heard and not told.readonly
 
     def _check_owned(self) -> None:
         """What goes with its owner has one, or somebody who is at it."""
         state = self.bench.coordinator._state
         living = {token.token for token in self.bench.tokens.values()}
-        acts: list[SealSegment | PublishGeneration] = [
+        acts: list[SealSegment | PublishGeneration | PublishTogether] = [
             *self.bench.sealing.values(),
             *self.bench.publishing.values(),
+            *self.bench.publishing_together.values(),
         ]
         for number, record in self.bench.disk.items():
             if record.owner in living or (record.sealed and not record.temporary):

@@ -42,7 +42,7 @@ def recording(root: Path) -> Iterator[list[Act]]:
     """Note what this process does to the files below a directory, from whatever thread."""
     acts: list[Act] = []
     paths: dict[int, str] = {}
-    lock = threading.Lock()
+    lock = threading.RLock()  # rubbish that is collected meanwhile may close its files
     real: dict[str, Any] = {
         name: getattr(os, name)
         for name in ("open", "close", "mkdir", "rmdir", "unlink", "rename", "pwrite", "fsync")

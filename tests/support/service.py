@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ class Service:
         options
             Of ``hugepoold``.
         prefix
-            What starts it, such as ``prlimit``; it must not fork, or pass signals on.
+            What starts it, such as ``prlimit``. If it forks it must pass signals on, SIGKILL too.
         """
         self.process = self.begin(*options, prefix=prefix)
         assert self.process.stdout is not None
@@ -85,7 +86,7 @@ class Service:
             [sys.executable, "-c", script],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             env={**os.environ, "HUGEPOOL_ADDRESS": self.address, **environment},
         )
 
@@ -93,13 +94,18 @@ class Service:
         """SIGTERM the coordinator and return its exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def kill(self) -> None:
-        """SIGKILL the coordinator."""
+        """SIGKILL the coordinator; it has ended then, also where what started it forked."""
         assert self.process is not None
+        alive = self.process.poll() is None  # else its pid may be another's
+        forked = [os.pidfd_open(pid) for pid in children(self.process.pid) if alive]
         self.process.kill()
         self.process.wait()
+        for fd in forked:
+            select.select([fd], [], [])
+            os.close(fd)
 
     def close(self) -> None:
         """End everything that was started."""
@@ -126,6 +132,20 @@ class Service:
         last.communicate()
 
 
+def children(pid: int) -> list[int]:
+    """Processes that the main thread of a process has started, and that it has not reaped."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def state(pid: int) -> str:
+    """Of the main thread of a process: ``R``, ``S``, ``T`` and what else ``ps`` shows."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def said(process: subprocess.Popen[str]) -> str:
     """The next line that a process says."""
     assert process.stdout is not None
@@ -138,6 +158,12 @@ def tell(process: subprocess.Popen[str], line: str = "") -> str:
     process.stdin.write(line + "\n")
     process.stdin.flush()
     return said(process)
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients and workers wait for the next coordinator however slow the machine starts one."""
+    monkeypatch.setenv("HUGEPOOL_RECONNECT_S", "120")
 
 
 @pytest.fixture

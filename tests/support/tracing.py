@@ -107,10 +107,12 @@ class Tracer:
             stale.unlink()
         self._strace = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._strace.stderr is not None
-        line = self._strace.stderr.readline().decode()
-        if "attached" not in line:
+        # A line for each thread that it was told of, or one for the process: then it sees them all.
+        told = max(1, command.count("-p"))
+        lines = [self._strace.stderr.readline().decode() for _ in range(told)]
+        if "attached" not in lines[0]:
             self._strace.wait()
-            raise OSError(f"strace cannot attach: {line}")
+            raise OSError(f"strace cannot attach: {lines[0]}")
 
     def stop(self) -> None:
         """Detach; the process goes on."""
@@ -148,5 +150,7 @@ class Tracer:
 
 
 def threads_of(pid: int) -> list[int]:
-    """Thread ids in the order that the threads were made, for ids that have not wrapped."""
-    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    """Thread ids in the order that the threads were made: ids are counted up, and wrap."""
+    most = int(Path("/proc/sys/kernel/pid_max").read_text())
+    threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    return sorted(threads, key=lambda thread: (thread - pid) % most)

@@ -42,7 +42,7 @@ def loops(request: pytest.FixtureRequest) -> Run:
 
 
 async def settled(holds: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
-    for _ in range(1000):
+    for _ in range(6000):
         if await holds():
             return True
         await asyncio.sleep(0.01)

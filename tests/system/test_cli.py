@@ -23,7 +23,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [str(SCRIPTS / arguments[0]), *arguments[1:]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, **environment},
     )
 
@@ -56,7 +56,7 @@ def test_version(command: str) -> None:
         (["hugepool", "worker", "--cpus", "0-99999999999"], 2, "is not a list"),
         (["hugepool", "worker", "--address", "http://nowhere"], 2, "ipc://PATH"),
         (["hugepoold", "--group", "no-such-group"], 2, "groupadd"),
-        (["hugepool", "serve", "--nonsense"], 2, "Usage: hugepool serve"),
+        (["hugepool", "serve", "--nonsense"], 2, "see: hugepool serve --help"),
         (["hugepool", "serve", "--runtime-dir", "/dev/null"], 1, "HUGEPOOL_RUNTIME_DIR"),
         (["hugepool", "serve", "--runtime-dir", "/proc/self"], 1, "HUGEPOOL_RUNTIME_DIR"),
         (["hugepoold", "--runtime-dir", "/proc/nowhere"], 1, "runtime directory"),
@@ -80,7 +80,7 @@ def test_serve_prints_its_address_and_ends_on_a_signal(service: Service) -> None
     assert process.stdout is not None
     assert process.stdout.readline().strip() == service.address
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert not service.directory.exists()
 
 
@@ -97,7 +97,7 @@ def test_workers_are_pinned_and_end_with_their_command(service: Service) -> None
             assert worker.cpus == (cpu,)
             assert os.sched_getaffinity(worker.pid) == {cpu}
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         while pool.stats().workers:
             pass
 
@@ -122,7 +122,7 @@ def test_the_end_of_workers_has_a_status(
             process.send_signal(signal.SIGINT)
         else:
             service.kill()
-    assert process.wait(20) == status
+    assert process.wait(60) == status
     assert process.stderr is not None
     assert said in process.stderr.read()
 

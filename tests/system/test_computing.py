@@ -16,6 +16,7 @@ import pytest
 import hugepool
 from hugepool import products
 from support.extras import need
+from support.host import settles
 from support.service import Service
 
 pytestmark = pytest.mark.usefixtures("leak_check")
@@ -240,7 +241,7 @@ def test_a_part_that_adds_in_place_is_not_run_again(service: Service) -> None:
         )
         with pytest.raises(hugepool.JobFailedError, match="cannot be run twice"):
             pool.run("scatter_add", operands, (0, 50, 100))
-        assert killer.wait(20) == 0
+        assert killer.wait(60) == 0
         assert set(x.array[:50]) == {1.0}, "nobody may have added in its place"
 
 
@@ -260,7 +261,8 @@ def test_a_killed_worker_adds_nothing_twice(service: Service) -> None:
         )
         for _ in range(4):
             pool.scatter_add(x, shared, ones)
-        assert killer.wait(20) == 0
-        assert victim not in {worker.pid for worker in pool.stats().workers}
+        assert killer.wait(60) == 0
+        # It may have been killed only now, when all was added.
+        assert settles(lambda: victim not in {worker.pid for worker in pool.stats().workers})
         assert (x.array == 5 * np.bincount(idx, minlength=1000)).all()
         assert os.getpid() != victim

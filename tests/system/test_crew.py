@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse
 
 import hugepool
+from hugepool import crew_muster
 from hugepool.array import SharedArray
 from hugepool.crew import Crew, Norm
 from hugepool.matrix import SharedMatrix
@@ -28,6 +29,7 @@ from hugepool_common.errors import (
 )
 from support.crews import Gather, Product, crew_of, dominant_matrix, power_iterates
 from support.extras import need
+from support.threads import interrupt_in
 
 need("numba")
 
@@ -198,11 +200,10 @@ def test_ctrl_c_ends_a_long_run_and_not_the_crew(
     x, y = shared.x, shared.y
     with crew_of(pool, 2) as crew:
         step = crew.prepare(Product(shared.A), x, y)
-        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
+            thread = interrupt_in("take_step", 0.5)
             crew.iterate(Product(shared.A), x, 1 << 40, "l2")
-        timer.join()
+        thread.join()
         step()
         np.testing.assert_array_equal(y.array, matrix @ x.array)
         assert crew.losses == ()
@@ -279,7 +280,10 @@ def test_a_closed_crew_takes_no_step(pool: Pool, shared: Shared) -> None:
             attempt()
 
 
-def test_workers_are_idle_after_a_crew(pool: Pool, shared: Shared) -> None:
+def test_workers_are_idle_after_a_crew(
+    pool: Pool, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_muster, "CLOSE_TIMEOUT_S", 120.0)
     with crew_of(pool, 3):
         assert sum(worker.busy for worker in pool.stats().workers) == 2
     assert not any(worker.busy for worker in pool.stats().workers)
@@ -439,11 +443,13 @@ def executable_mappings() -> int:
 def test_crews_leave_no_code_behind(pool: Pool) -> None:
     with pool.crew(workers=2):
         pass
+    gc.collect()  # what earlier tests left must not go meanwhile
     before = executable_mappings()
     for _ in range(3):
         with pool.crew(workers=2):
             pass
-    assert executable_mappings() == before
+    gc.collect()
+    assert executable_mappings() <= before
 
 
 def test_workers_started_while_a_crew_pins_its_leader_are_not_pinned() -> None:

@@ -52,12 +52,13 @@ def site(tmp_path: Path) -> Path:
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
     )
     assert done.returncode == 0, done.stderr
     return tmp_path / "site"
 
 
+@pytest.mark.timeout(900)  # it takes a quiet machine half a minute
 def test_the_site_builds_without_a_warning_and_has_every_public_name(site: Path) -> None:
     text = (site / "reference" / "api.html").read_text(encoding="utf-8")
     documented = set(re.findall(r'id="hugepool\.(\w+)"', text))
@@ -75,6 +76,7 @@ def test_the_site_builds_without_a_warning_and_has_every_public_name(site: Path)
         assert f">{name}<" in protocol
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page: Path, service: Service, tmp_path: Path) -> None:
     """In order, in one directory; a ``text`` block after a script is what that says."""
@@ -129,7 +131,7 @@ def _run_session(block: Block, directory: Path, environment: dict[str, str], whe
     shell = Shell(**environment)
     assert block.session(), where
     for line, shown in block.session():
-        seen = on_screen(shell.at_a_terminal(*line.split(), directory=str(directory)))
+        seen = on_screen(shell.at_a_terminal(*line.split(), columns=100, directory=str(directory)))
         expected = shown.splitlines()
         if line.split()[0] in OF_THE_HOST:
             seen, expected = seen[:1], expected[:1]
@@ -147,7 +149,7 @@ def _run(
         command,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         cwd=directory,
         env={**os.environ, **environment},
     )

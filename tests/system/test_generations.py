@@ -140,7 +140,7 @@ def test_publishers_take_turns(pool: hugepool.Pool) -> None:
         for number in (1, 2)
     ]
     told = [
-        [int(word) for word in process.communicate(timeout=60)[0].split()] for process in processes
+        [int(word) for word in process.communicate(timeout=240)[0].split()] for process in processes
     ]
     assert [len(own) for own in told] == [40, 40]
     assert all(own == sorted(own) for own in told)

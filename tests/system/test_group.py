@@ -41,7 +41,7 @@ def as_user(service: Service, script: str, *, gid: int) -> subprocess.CompletedP
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         cwd="/",
         env={
             "HUGEPOOL_ADDRESS": service.address,
@@ -109,3 +109,20 @@ def test_who_is_not_in_the_group_cannot_connect(group_service: Service) -> None:
     )
     assert "Permission denied" in done.stdout, done.stderr
     assert "join the coordinator's group" in done.stdout
+
+
+def test_a_service_that_keeps_us_out_is_not_called_absent(group_service: Service) -> None:
+    directory = group_service.address.removeprefix("ipc://").rpartition("/")[0]
+    done = as_user(
+        group_service,
+        "import os, sys\n"
+        f"os.environ |= {{'HUGEPOOL_ADDRESS': '', 'HUGEPOOL_RUNTIME_DIR': {directory!r}}}\n"
+        "sys.argv = ['hugepool', 'ls']\n"
+        "from hugepool.cli import main\n"
+        "main()\n",
+        gid=OTHER_UID,
+    )
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "may not connect to the coordinator: Permission denied" in line
+    assert "join the coordinator's group" in line

@@ -65,8 +65,8 @@ def test_a_process_is_passed_a_handle(ones: hugepool.SharedArray, start: Any) ->
     answers = context.Queue()
     child = context.Process(target=look_and_tell, args=(ones, answers))
     child.start()
-    check_look(answers.get(timeout=60))
-    child.join(60)
+    check_look(answers.get(timeout=200))
+    child.join(200)
     assert child.exitcode == 0  # detached as well, in a forked child's copy too
     assert ones.array.sum() == COUNT
 
@@ -93,7 +93,7 @@ def test_a_matrix_is_passed(pool: hugepool.Pool) -> None:
     A = pool.put("A", sparse().csr_array(np.arange(12.0).reshape(3, 4)))
     x = pool.put("x", np.ones(4))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        assert executor.submit(multiply, A, x).result(60) == 66.0
+        assert executor.submit(multiply, A, x).result(200) == 66.0
 
 
 def test_joblib_passes_handles(ones: hugepool.SharedArray) -> None:
@@ -122,7 +122,7 @@ def cluster() -> Iterator[Any]:
 def test_dask_passes_handles_and_takes_blocks_of_them(
     ones: hugepool.SharedArray, cluster: Any
 ) -> None:
-    check_look(cluster.submit(look, ones).result(60))
+    check_look(cluster.submit(look, ones).result(200))
     need("dask.array")
     dask_array = importlib.import_module("dask.array")
     whole = dask_array.from_array(ones, chunks=COUNT // 4)
@@ -189,17 +189,34 @@ def test_an_error_that_is_raised_again_and_again_keeps_one_trace(
     assert len(lengths) == 5 and max(lengths) <= 3
 
 
-def test_what_was_superseded_meanwhile_is_an_error_and_not_other_data(
+def test_what_was_superseded_meanwhile_is_that_very_generation_while_somebody_has_it(
     pool: hugepool.Pool,
 ) -> None:
     first = pool.publish("x", np.zeros(5))
     passed = pickle.dumps(first)
     pool.publish("x", np.ones(5))
+    arrived = pickle.loads(passed)
+    assert (arrived.array.sum(), arrived.generation) == (0, 1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        assert executor.submit(look, first).result(200)["sum"] == 0
+    first.detach()
+    assert pickle.loads(passed).generation == 1, "who received it keeps it"
+    arrived.detach()
     with pytest.raises(
-        hugepool.SegmentChangedError, match=r"needed generation 1, .* had generation 2"
+        hugepool.SegmentChangedError, match=r"another has its name.*attach 'x' anew"
     ):
         pickle.loads(passed).array  # noqa: B018  its use is the error
     assert pickle.loads(pickle.dumps(pool.attach("x"))).generation == 2
+
+
+def test_what_was_published_meanwhile_is_the_same_under_its_new_name(pool: hugepool.Pool) -> None:
+    made = pool.put("next", np.full(5, 3.0))
+    passed = pickle.dumps(made)
+    made.publish_as("x")
+    pool.put("next", np.ones(5))
+    arrived = pickle.loads(passed)
+    assert (arrived.name, arrived.array.sum()) == ("x", 15)
 
 
 def test_an_error_in_a_worker_reaches_the_sender_and_the_worker_goes_on(
@@ -210,13 +227,13 @@ def test_an_error_in_a_worker_reaches_the_sender_and_the_worker_goes_on(
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         failed = executor.submit(look, Stale(x, pool))
         with pytest.raises(hugepool.ArrayNotFoundError, match="after its handle was passed on"):
-            failed.result(60)
+            failed.result(200)
         again = pool.put("x", np.ones(5))
-        assert executor.submit(look, again).result(60)["sum"] == 5
+        assert executor.submit(look, again).result(200)["sum"] == 5
     with context.Pool(1) as processes:  # would wait for ever for a task whose worker ended
         failing = processes.apply_async(look, [Stale(again, pool)])
         with pytest.raises(hugepool.ArrayNotFoundError, match="after its handle was passed on"):
-            failing.get(60)
+            failing.get(200)
 
 
 class Stale:

@@ -79,7 +79,10 @@ def test_a_stopped_worker_s_rows_wait_for_it(service: Service) -> None:
         assert {worker.pid for worker in pool.stats().workers} >= {stopped.pid}
 
 
-def test_what_a_worker_of_before_may_write_is_not_written_beside_it(service: Service) -> None:
+def test_what_a_worker_of_before_may_write_is_not_written_beside_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUGEPOOL_RECONNECT_S", "1000")  # the next one may take its time to start
     service.start()
     with hugepool.connect(service.address) as pool:
         stopped, _ = start_worker(service, pool), start_worker(service, pool)

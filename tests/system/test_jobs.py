@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hugepool
-from hugepool import notebook
+from hugepool import background, notebook
 from hugepool.calls import Call
 from hugepool_common.messages import ArrayInfo
 from support.host import settles
@@ -133,7 +133,7 @@ def test_a_cancelled_job_leaves_nothing(busy: Any) -> None:
 
 def test_a_cancelled_creation_gives_its_name_and_memory_back(pool: hugepool.Pool) -> None:
     job = pool.submit(pool.create, "big", 1 << 30, "u1")
-    assert settles(lambda: job.running())
+    assert settles(lambda: job.running() or job.done())
     assert job.cancel() or job.result() is not None
     if job.cancelled():
         assert settles(lambda: not pool.list() and pool.stats().length == 0)
@@ -153,8 +153,13 @@ def test_a_job_that_waits_for_a_thread_is_cancelled_unbegun(busy: Any) -> None:
     assert settles(lambda: not temporaries(pool, {"x"}))
 
 
-def test_closing_the_pool_cancels_and_keeps_results(service: Service) -> None:
+def test_closing_the_pool_cancels_and_keeps_results(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "_LINGER_S", 1e6)  # none ends by itself
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 120.0)
     service.start()
+    before = threading.enumerate()  # those of earlier pools may be about to end
     service.spawn(sys.executable, "-m", "hugepool.worker", "--address", service.address)
     pool = hugepool.connect(service.address)
     assert settles(lambda: len(pool.stats().workers) == 1, 60)
@@ -172,10 +177,12 @@ def test_closing_the_pool_cancels_and_keeps_results(service: Service) -> None:
     assert not ended.cancel() and ended.progress() == (1, 1)
     with pytest.raises(hugepool.DetachedError):
         pool.submit(pool.list)
-    assert not [one for one in threading.enumerate() if one.name == "hugepool-call"]
+    ours = [one for one in threading.enumerate() if one not in before]
+    assert not [one for one in ours if one.name == "hugepool-call"]
 
 
-def test_a_coordinator_killed_meanwhile(service: Service) -> None:
+def test_a_coordinator_killed_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPOOL_RECONNECT_S", "1000")  # the next one may take its time to start
     service.start()
     with hugepool.connect(service.address) as pool:
         x = pool.put("x", np.arange(float(N)))
@@ -215,7 +222,7 @@ def test_a_forked_child_is_refused(service: Service) -> None:
     service.start()
     child = service.python(FORKER)
     assert [said(child) for _ in range(8)] == ["True"] * 7 + ["<Job create of the parent process>"]
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
 
 
 def test_threads_share_a_session(pool: hugepool.Pool) -> None:
@@ -353,7 +360,9 @@ def test_a_pool_closed_as_a_thread_looks_up_is_told_as_closed(busy: Any) -> None
     call.armed = True
     assert settles(looked)
     thread.join(60)
-    assert isinstance(outcome[0], hugepool.DetachedError), outcome
+    # The goodbye's answer comes after that of the job, which may be seen before.
+    assert isinstance(outcome[0], hugepool.DetachedError | hugepool.CancelledError), outcome
+    assert "closed" in str(outcome[0])
 
 
 THREADLESS = """
@@ -377,19 +386,24 @@ def test_a_process_that_can_have_no_thread_is_told_so(service: Service) -> None:
     service.start()
     child = service.python(THREADLESS)
     assert [said(child) for _ in range(3)] == ["NotEnoughMemoryError", "()", "True"]
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
 
 
 STARTER = """
 import os, signal, threading, time, hugepool
 pool = hugepool.connect()
 threading.Thread(target=pool.start_workers, args=(1,)).start()
-while not os.path.exists("/proc/self/task") or not any(
-    open(f"/proc/self/task/{tid}/children").read() for tid in os.listdir("/proc/self/task")
-):
+
+def children(tid):
+    try:
+        return open(f"/proc/self/task/{tid}/children").read()
+    except FileNotFoundError:
+        return ""  # a thread that has ended since
+
+while not any(map(children, os.listdir("/proc/self/task"))):
     time.sleep(0.001)
 if os.fork() == 0:
-    signal.alarm(20)
+    signal.alarm(60)
     for call in (lambda: pool.gather("x", [1]), lambda: pool.start_workers(1)):
         try:
             call()
@@ -404,20 +418,36 @@ def test_a_child_forked_while_workers_are_started_is_refused(service: Service) -
     service.start()
     child = service.python(STARTER)
     assert [said(child) for _ in range(2)] == ["True"] * 2
-    assert child.wait(60) == 0
+    assert child.wait(120) == 0
 
 
 INTERRUPTED = """
-import os, signal, threading, time, hugepool
+import os, signal, sys, threading, time, hugepool
+from hugepool import background
 pool = hugepool.connect("embedded")
 address = pool.address.removeprefix("ipc://")
 pool.start_workers(1)
-job = pool.submit(time.sleep, 3)
+background.STOP_TIMEOUT_S = 1000.0
+job = pool.submit(time.sleep, 1000)
 while not job.running():
     time.sleep(0.01)
+main = threading.main_thread().ident
+
+def waits_for_the_job():
+    frame = sys._current_frames()[main]
+    while frame is not None and frame.f_code is not background.Background.stop.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+def interrupt():
+    while not waits_for_the_job():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    signal.pthread_kill(main, signal.SIGALRM)
+
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
 try:
+    threading.Thread(target=interrupt, daemon=True).start()
     pool.close()
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -429,7 +459,7 @@ os._exit(0)
 def test_a_close_that_is_interrupted_ends_everything(service: Service) -> None:
     child = service.python(INTERRUPTED)
     assert [said(child) for _ in range(2)] == ["interrupted", "True False"]
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
 
 
 EVERYWHERE = """
@@ -441,7 +471,7 @@ files = ("channel.py", "place.py", "calls.py", "threading.py")
 def stats_in_another_thread():
     thread = threading.Thread(target=pool.stats, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     return not thread.is_alive()
 
 def interrupted_at(point):
@@ -477,4 +507,4 @@ def test_no_ctrl_c_keeps_other_threads_waiting(service: Service) -> None:
     service.start()
     child = service.python(EVERYWHERE)
     assert said(child) == "never stuck True"
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0

@@ -32,7 +32,7 @@ from hugepool_common.messages import (
 )
 from hugepool_common.spec import ArraySpec
 from support.host import require, settles
-from support.service import Service, said, tell
+from support.service import Service, said, state, tell
 
 CLIENT = """
 import ctypes, os, signal, subprocess, sys, hugepool
@@ -61,7 +61,7 @@ class Raw:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        self._socket.setsockopt(zmq.RCVTIMEO, 60_000)
         self._socket.setsockopt(zmq.RCVHWM, 1)
         self._socket.connect(address)
         self._number = 0
@@ -365,10 +365,12 @@ def test_a_coordinator_that_nobody_uses_sleeps(service: Service) -> None:
 
 
 def settled(pid: int) -> bool:
-    """Whether the loop has not woken for a while longer than any of its intervals."""
+    """Whether the loop has slept for a while longer than any of its intervals."""
     before = wakes(pid)
+    if state(pid) != "S":  # it is not for want of a CPU that it does nothing
+        return False
     time.sleep(1.2)
-    return wakes(pid) == before
+    return wakes(pid) == before and state(pid) == "S"
 
 
 # The end ----------------------------------------------------------------------
@@ -384,19 +386,39 @@ def test_a_second_signal_ends_it_at_once_and_the_next_one_finds_all(service: Ser
         # A writer of its own keeps the seal, and so the first signal, waiting.
         path = next(info for info in pool.list() if info.spec.name == "x").segment.path
         writer = os.open(path, os.O_RDWR)
-        assert client.stdin is not None
-        seal = "try: x.seal()\nexcept hugepool.HugepoolError: pass"
-        client.stdin.write(f"exec({seal!r})\n")
-        client.stdin.flush()
-        time.sleep(0.3)  # the request is there
+        begin_a_seal(client, path)
         service.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        assert settles(lambda: takes_nobody(service))
+        # It waits for the seal two seconds at most; stopped it does so for as long as we take.
+        service.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # no part of the same gesture
         assert service.process.poll() is None
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) == -signal.SIGTERM
+        service.process.send_signal(signal.SIGCONT)
+        assert service.process.wait(60) == -signal.SIGTERM
         os.close(writer)
         service.start()
         assert set(names(pool)) == {"x", "y"}
+
+
+def begin_a_seal(client: subprocess.Popen[str], path: str) -> None:
+    """Have a client seal ``x``, which somebody else writes to; the coordinator is at it then."""
+    before = os.stat(path)
+    assert client.stdin is not None
+    seal = "try: x.seal()\nexcept hugepool.HugepoolError as error: print(repr(error), flush=True)"
+    client.stdin.write(f"exec({seal!r})\n")
+    client.stdin.flush()
+    # Again and again it takes the permission to write away, and gives it back.
+    assert settles(lambda: os.stat(path).st_ctime_ns != before.st_ctime_ns)
+
+
+def takes_nobody(service: Service) -> bool:
+    """Whether the coordinator has heard that it is to end."""
+    try:
+        hugepool.connect(service.address).close()
+    except hugepool.CoordinatorUnreachableError:
+        return True
+    return False
 
 
 def test_a_signal_given_twice_by_one_hand_is_one(service: Service) -> None:
@@ -404,9 +426,13 @@ def test_a_signal_given_twice_by_one_hand_is_one(service: Service) -> None:
     with hugepool.connect(service.address) as pool:
         path = pool.put("x", np.arange(1000.0)).info.segment.path
         assert service.process is not None
+        pid = service.process.pid
+        service.process.send_signal(signal.SIGSTOP)  # so that both come at once
+        assert settles(lambda: state(pid) == "T")
         service.process.send_signal(signal.SIGTERM)
         service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(20) == 0
+        service.process.send_signal(signal.SIGCONT)
+        assert service.process.wait(60) == 0
     assert not os.path.exists(path)
     assert not service.directory.exists()
 
@@ -422,16 +448,14 @@ def test_it_ends_in_order_whatever_is_under_way(service: Service, busy: str) -> 
         writer = -1
         assert client.stdin is not None
         if busy == "making":
+            there = len(os.listdir(directory))
             client.stdin.write("pool.create('big', 250_000_000, backing='shm-4k')\n")
             client.stdin.flush()
-            assert settles(lambda: len(os.listdir(directory)) >= 3 or growing(directory))
+            assert settles(lambda: len(os.listdir(directory)) > there or growing(directory))
         elif busy == "sealing":
             mine = next(info for info in pool.list() if info.spec.name == "x").segment.path
             writer = os.open(mine, os.O_RDWR)
-            seal = "try: x.seal()\nexcept hugepool.HugepoolError as error: print(repr(error))"
-            client.stdin.write(f"exec({seal!r})\n")
-            client.stdin.flush()
-            time.sleep(0.3)  # the request is there, and will wait for the writer
+            begin_a_seal(client, mine)
         else:
             workers = service.spawn(sys.executable, "-m", "hugepool", "worker", "-n", "1")
             assert settles(lambda: len(pool.stats().workers) == 1)
@@ -445,7 +469,7 @@ def test_it_ends_in_order_whatever_is_under_way(service: Service, busy: str) -> 
         took_s = (time.monotonic_ns() - started_ns) / 1e9
         if busy == "job":
             os.kill(worker, signal.SIGCONT)
-            assert workers.wait(20) == 0
+            assert workers.wait(60) == 0
         if writer >= 0:
             os.close(writer)
             # It was not the patience with the writer that ended first.

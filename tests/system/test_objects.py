@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gc
 import gzip
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -423,6 +425,76 @@ def test_a_result_can_be_sealed_while_workers_still_hold_it(pool: hugepool.Pool)
         pool.destroy("g")
 
 
+OPERATIONS: list[tuple[Callable[[hugepool.Pool], object], str]] = [
+    (lambda pool: pool.attach("x") + 1, r"no x \+ int.*\.array"),
+    (lambda pool: 1 - pool.attach("x"), r"no int - x.*\.array"),
+    (lambda pool: pool.attach("x") @ pool.attach("x"), r"no x @ x.*\.array"),
+    (lambda pool: pool.attach("A") @ np.ones(3), r"no A @ ndarray.*pool\.matvec\(A, x\).*as_scipy"),
+    (lambda pool: pool.attach("A") @ pool.attach("x"), r"no A @ x: write pool\.matvec"),
+    (lambda pool: pool.attach("x") @ pool.attach("A"), r"no x @ A: write pool\.rmatvec"),
+    (lambda pool: np.ones(3) @ pool.attach("A"), r"no ndarray @ A: write pool\.rmatvec"),
+    (lambda pool: 2 * pool.attach("A"), r"no int \* A.*as_scipy"),
+    (lambda pool: np.asarray(pool.attach("A")), r"the matrix 'A' is no array.*as_scipy"),
+    (lambda pool: pool.put("B", pool.attach("A")), r"the matrix 'A' is no array.*as_scipy"),
+    (pickle.dumps, r"session of this process.*pool\.address"),
+]
+
+
+@pytest.mark.parametrize(("operation", "words"), OPERATIONS)
+def test_what_a_handle_is_not_asked_names_what_to_write(
+    pool: hugepool.Pool, operation: Callable[[hugepool.Pool], object], words: str
+) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    pool.put("x", np.arange(3.0))
+    pool.put("A", sparse.eye_array(3, format="csr"))
+    with pytest.raises(TypeError, match=words):
+        operation(pool)
+
+
+def test_who_knows_arrays_computes_with_a_handle_of_one(pool: hugepool.Pool) -> None:
+    x, v = pool.put("x", np.arange(3.0)), np.ones(3)
+    for found in (x + v, v + x, x + np.float64(1)):
+        np.testing.assert_array_equal(found, [1, 2, 3])
+    assert x @ v == 3 and v @ x == 3
+    with pytest.raises(AttributeError, match=r"write \.array\.sum"):
+        x.sum()
+    with pytest.raises(AttributeError, match=r"no attribute 'som'$"):
+        x.som()
+    A = pool.put("A", pytest.importorskip("scipy.sparse").eye_array(3, format="csr"))
+    with pytest.raises(AttributeError, match=r"write \.as_scipy\(\)\.T"):
+        A.T  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        (">f8", "array.astype('<f8')"),
+        (">u2", "array.astype('<u2')"),
+        ("M8[ns]", "array.view('i8')"),
+        ([("a", "f8"), ("b", "i4")], "array['a']"),
+        ("U3", ""),
+    ],
+)
+def test_a_dtype_that_cannot_be_shared_says_what_can(
+    pool: hugepool.Pool, dtype: Any, remedy: str
+) -> None:
+    with pytest.raises(hugepool.InvalidSpecError, match="cannot be shared") as caught:
+        pool.put("x", np.zeros(3, dtype))
+    assert caught.value.remedy.endswith(remedy) and bool(caught.value.remedy) == bool(remedy)
+
+
+def test_a_mask_is_no_index_but_stands_for_one(pool: hugepool.Pool) -> None:
+    pool.put("x", np.arange(3.0))
+    with pytest.raises(hugepool.InvalidSpecError, match="flatnonzero"):
+        pool.gather("x", [True, False, True])
+
+
+def test_a_taken_name_points_to_publish(pool: hugepool.Pool) -> None:
+    pool.put("x", np.arange(3.0))
+    with pytest.raises(hugepool.ArrayExistsError, match=r"made \(at x\); .* or publish it"):
+        pool.put("x", np.arange(3.0))
+
+
 def test_pages_of_one_mebibyte_and_more_say_what_they_are(pool: hugepool.Pool) -> None:
     x = pool.create("x", 1 << 20)
     assert x.pages.length >= 8 << 20
@@ -436,7 +508,7 @@ def test_connect_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(hugepool.InvalidSpecError):
         hugepool.connect("embedded", huge_pages="maybe")  # type: ignore[arg-type]
     with pytest.raises(hugepool.InvalidSpecError):
-        hugepool.connect("tcp://127.0.0.1:5555")
+        hugepool.connect("tcp://10.1.2.3:5555")
     with pytest.raises(ConnectionError, match="hugepool serve"):
         hugepool.connect("ipc:///nowhere/at/all.sock")
     monkeypatch.setenv(ADDRESS_VARIABLE, "ipc:///nowhere/else.sock")

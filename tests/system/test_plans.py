@@ -15,9 +15,11 @@ import pytest
 import hugepool
 from hugepool import gather_builds, product_builds, products
 from hugepool_common.units import round_up
-from support.crews import crew_of
+from support.crews import crew_of, symmetric_grid
 from support.extras import need
 from support.service import Service
+
+pytestmark = pytest.mark.timeout(900)  # kernels are compiled
 
 GATHER_FORMS = ("direct", "binned")
 MATVEC_FORMS = ("direct", "binned", "ordered", "narrow")
@@ -108,6 +110,113 @@ def test_a_matrix_of_repeated_rows_is_planned_as_one(
     assert plan.describe().payload_nbytes < A.nbytes
     x = np.random.default_rng(7).random(120 * 120)
     np.testing.assert_array_equal(plan.run(x, workers=2).array, matrix @ x)
+
+
+@pytest.mark.parametrize("storage", ["exact", "compact", "bfloat16"])
+def test_half_of_a_symmetric_matrix_is_kept_and_described(
+    pool: hugepool.Pool, storage: Any
+) -> None:
+    matrix = symmetric_grid(120)
+    A = pool.put("A", matrix)
+    plan = pool.plan_matvec(A, form="mirrored", storage=storage, name="p")
+    report = plan.describe()
+    kept = {"exact": "float64", "compact": "float32, rounded", "bfloat16": "bfloat16, rounded"}
+    assert report.values == kept[storage] and f"values: {kept[storage]}" in str(report)
+    whole = pool.plan_matvec(A, form="repeated", storage=storage)
+    assert report.payload_nbytes < 0.75 * whole.describe().payload_nbytes
+    x = np.random.default_rng(7).random(matrix.shape[1])
+    shared_x, out = pool.put("x", x), pool.create("out", len(x))
+    # Both read the same values in the same order.
+    np.testing.assert_array_equal(plan.run(x, workers=2).array, whole.run(x).array)
+    if storage == "exact":
+        np.testing.assert_array_equal(plan.run(x).array, matrix @ x)
+    attached = pool.attach("p")
+    with crew_of(pool, 2) as crew:
+        step = crew.prepare(attached, shared_x, out)
+        step()
+        np.testing.assert_array_equal(out.array, plan.run(x).array)
+        step.release()
+    attached.detach()
+
+
+def test_an_asymmetric_matrix_is_not_halved_and_nothing_stays(pool: hugepool.Pool) -> None:
+    matrix = symmetric_grid(120)
+    matrix.data[7777] += 2.0**-40  # one of many, so that no sample need see it
+    A = pool.put("A", matrix)
+    before = names(pool)
+    with pytest.raises(hugepool.InvalidSpecError, match="not symmetric"):
+        pool.plan_matvec(A, form="mirrored")
+    assert names(pool) == before
+    plan = pool.plan_matvec(A)
+    assert plan.choice != "mirrored" and "mirrored was not tried" in plan.describe().reason
+    x = np.random.default_rng(7).random(matrix.shape[1])
+    np.testing.assert_array_equal(plan.run(x).array, matrix @ x)
+
+
+@pytest.mark.parametrize("form", GATHER_FORMS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_planned_product_with_the_transpose_is_that_product(
+    pool: hugepool.Pool, form: Any, workers: int
+) -> None:
+    matrix = graph(60_000, 90_000, 5)
+    x = np.random.default_rng(2).integers(-100, 100, 60_000).astype("f8")
+    A = pool.put("A", matrix)
+    plan = pool.plan_rmatvec(A, form=form, workers=workers, name="p")
+    report = plan.describe()
+    assert (report.operation, report.choice) == ("rmatvec", form)
+    assert (report.shape, report.rows) == ((60_000, 90_000), 60_000)
+    # Small integers: sums are exact in any order.
+    np.testing.assert_array_equal(plan.run(x, workers=workers).array, matrix.T @ x)
+    assert plan.nbytes == report.nbytes
+    shared_x, out = pool.put("x", x), pool.create("out", 90_000)
+    attached = pool.attach("p")
+    with crew_of(pool, workers) as crew:
+        step = crew.prepare(attached, shared_x, out)
+        for _ in range(2):
+            out.array[:] = np.nan
+            step()
+            np.testing.assert_array_equal(out.array, matrix.T @ x)
+        step.release()
+    attached.detach()
+    x[5], x[17] = np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(plan.run(x, workers=workers).array, matrix.T @ x)
+    with pytest.raises(hugepool.InvalidSpecError, match="does not fit"):
+        plan.run(np.ones(90_000))
+    plan.detach()
+    del plan, step, attached
+    pool.destroy("A")
+    assert names(pool) == {"x", "out"}
+
+
+def test_the_transpose_of_whatever_is_empty_or_narrow_is_planned(pool: hugepool.Pool) -> None:
+    sparse = importlib.import_module("scipy.sparse")
+    for rows, columns in ((0, 4), (3, 0), (3, 4), (1, 1), (1, 900), (900, 1)):
+        matrix = sparse.csr_array((rows, columns), dtype="f8")
+        if rows * columns >= 900:
+            matrix = sparse.csr_array(np.arange(900.0).reshape(rows, columns))
+        A = pool.put("A", matrix)
+        for form in ("auto", *GATHER_FORMS):
+            plan = pool.plan_rmatvec(A, form=form)  # type: ignore[arg-type]
+            for workers in (1, 2):
+                found = plan.run(np.ones(rows), workers=workers).array
+                np.testing.assert_array_equal(found, matrix.T @ np.ones(rows))
+        A.detach()
+        pool.destroy("A")
+
+
+def test_the_transpose_beside_a_small_cache_is_binned_if_that_is_faster(
+    pool: hugepool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product_builds, "last_level_cache_bytes", lambda: 1 << 16)
+    matrix = graph(60_000, 90_000, 8)
+    A = pool.put("A", matrix)
+    report = pool.plan_rmatvec(A).describe()
+    assert report.predicted_ns["binned"] > 0 and report.measured_ns["direct"] > 0
+    assert "binned" in f"{report.choice} {report.reason}"
+    complex_one = pool.put("C", (matrix * 1j).tocsr())
+    with pytest.raises(hugepool.InvalidSpecError, match="real"):
+        pool.plan_rmatvec(complex_one)
 
 
 def test_rows_that_do_not_repeat_are_said_to(pool: hugepool.Pool) -> None:
@@ -347,6 +456,8 @@ def test_wrong_arguments_are_refused_and_nothing_stays(pool: hugepool.Pool) -> N
         lambda: pool.plan_matvec(A, storage="tight"),  # type: ignore[arg-type]
         lambda: pool.plan_matvec(A, form="best"),  # type: ignore[arg-type]
         lambda: pool.plan_matvec(A, uses=-1),
+        lambda: pool.plan_rmatvec(A, form="ordered"),
+        lambda: pool.plan_rmatvec(A, storage="tight"),  # type: ignore[arg-type]
     ]
     for number, call in enumerate(calls):
         with pytest.raises(refused):

@@ -12,6 +12,8 @@ import hugepool
 from hugepool_common.units import MIB
 from support.service import Service
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 
 def test_a_quota_is_refused_before_anything_is_taken(service: Service) -> None:
     service.start("--quota", "3M")

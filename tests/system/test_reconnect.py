@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ import numpy as np
 import pytest
 
 import hugepool
+from hugepool import jobs
 from hugepool.children import EmbeddedCoordinator
 from hugepool.session import Session
 from hugepool.succession import Succession
 from support.host import require, settles
 from support.service import Service, said, tell
+
+pytestmark = pytest.mark.usefixtures("patience")
+
+STRANGER = 54321
+"""Number of a user that there is not."""
 
 FOR_EVER = "3600"
 """A patience that fails the test by its time limit wherever somebody waits in vain."""
@@ -51,6 +58,12 @@ def started_soon(service: Service) -> Iterator[None]:
         yield
     finally:
         timer.join()
+
+
+@pytest.fixture
+def slow_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job waits for the workers that there were however long they take to come back."""
+    monkeypatch.setattr(jobs, "RETURN_TIMEOUT_S", 60.0)
 
 
 def names(pool: hugepool.Pool) -> list[str]:
@@ -347,6 +360,112 @@ def test_a_process_short_of_descriptors_is_refused_and_not_ended(service: Servic
     assert outcomes == sorted(outcomes, reverse=True)
 
 
+LITTLE = """
+import os, resource, sys
+import hugepool
+from hugepool.connection import connect
+kind, most = sys.argv[1], int(sys.argv[2])
+if kind == "AS":
+    with open("/proc/self/statm") as statm:
+        most += int(statm.read().split()[0]) * resource.getpagesize()
+limit = getattr(resource, "RLIMIT_" + kind)
+resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
+try:
+    connect(os.environ["HUGEPOOL_ADDRESS"]).close()
+    print("connected")
+except hugepool.NotEnoughMemoryError as error:
+    assert "ulimit" in str(error), error
+    print("refused")
+"""
+
+
+def test_a_process_short_of_address_space_is_refused_and_not_ended(service: Service) -> None:
+    service.start()
+    outcomes = []
+    for mib in (10, 18, 26, 34, 256):
+        client = service.spawn(sys.executable, "-c", LITTLE, "AS", str(mib << 20))
+        outcome, complaint = client.communicate()
+        assert client.returncode == 0, complaint
+        outcomes.append(outcome.strip())
+    assert outcomes[0] == "refused"
+    assert outcomes[-1] == "connected"
+    assert outcomes == sorted(outcomes, reverse=True)
+
+
+LITTLE_SERVER = """
+import resource, sys
+import hugepool_server.daemon
+from hugepool_server.cli import main
+with open("/proc/self/statm") as statm:
+    most = int(statm.read().split()[0]) * resource.getpagesize() + (int(sys.argv.pop(1)) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("mib", [14, 22])
+def test_a_coordinator_short_of_address_space_says_so(service: Service, mib: int) -> None:
+    started = service.spawn(
+        *(sys.executable, "-c", LITTLE_SERVER, str(mib)),
+        *("--runtime-dir", str(service.directory)),
+    )
+    complaint = started.communicate(timeout=60)[1]
+    assert started.returncode == 1, complaint
+    assert "ulimit -v" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_a_process_short_of_threads_is_refused_and_not_ended() -> None:
+    require("unprivileged", os.geteuid() == 0, "root has as many threads as it likes")
+    require("unprivileged", stranger_can_run(), "another user cannot read Python or this tree")
+    with tempfile.TemporaryDirectory() as place:
+        os.chown(place, STRANGER, STRANGER)
+        service = Service(Path(place) / "run")
+        with closing(service):
+            # It has three threads itself: one, and two of its ZeroMQ context.
+            for most in range(1, 3):
+                refused = service.begin(prefix=as_stranger(most))
+                complaint = refused.communicate()[1]
+                assert refused.returncode == 1, complaint
+                assert "ulimit -u" in complaint
+                assert "Traceback" not in complaint
+            service.start(prefix=as_stranger(100))
+            outcomes = []
+            for most in range(4, 9):
+                client = service.spawn(
+                    *as_stranger(100), sys.executable, "-c", LITTLE, "NPROC", str(most)
+                )
+                outcome, complaint = client.communicate()
+                assert client.returncode == 0, complaint
+                outcomes.append(outcome.strip())
+            assert outcomes[0] == "refused"
+            assert outcomes[-1] == "connected"
+            assert outcomes == sorted(outcomes, reverse=True)
+
+
+def stranger_can_run() -> bool:
+    """Whether a process of another user would run the code that is tested here."""
+    script = "import hugepool; print(hugepool.__file__)"
+    command = [*as_stranger(100), sys.executable, "-c", script]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.strip() == hugepool.__file__
+
+
+def as_stranger(most: int) -> list[str]:
+    """What starts a process as a user with no others, who may have so many threads."""
+    identity = [f"--{kind}={STRANGER}" for kind in ("reuid", "regid")]
+    # OpenBLAS has threads of its own, and ends the process itself if it gets none.
+    return [
+        "env",
+        "OPENBLAS_NUM_THREADS=1",
+        "prlimit",
+        f"--nproc={most}",
+        "setpriv",
+        *identity,
+        "--clear-groups",
+    ]
+
+
 FORKER = """
 import multiprocessing, os, sys, hugepool
 pool = hugepool.connect()
@@ -393,6 +512,7 @@ def test_a_forked_child_is_not_the_client_and_cannot_keep_it_alive(service: Serv
 # Workers and jobs -------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("slow_returns")
 def test_workers_go_on_with_the_next_coordinator(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
@@ -410,6 +530,7 @@ def test_workers_go_on_with_the_next_coordinator(service: Service) -> None:
         pool.destroy(g.name)
 
 
+@pytest.mark.usefixtures("slow_returns")
 def test_a_job_that_was_not_sent_is_not_interrupted(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
@@ -447,6 +568,7 @@ def test_a_worker_that_waits_can_be_ended(service: Service) -> None:
     assert worker.wait(60) == 0
 
 
+@pytest.mark.usefixtures("slow_returns")
 def test_a_worker_s_report_of_an_interrupted_job_is_dropped(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:
@@ -513,16 +635,16 @@ def test_threads_that_make_and_ask_find_the_next_coordinator(
         service.kill()
         count(Succession, "follow")
         count(Session, "take_up")
-        jobs: list[hugepool.Job[Any]] = []
+        asked: list[hugepool.Job[Any]] = []
         for number in range(3):
-            jobs.append(pool.submit(pool.create, f"y{number}", 10))
+            asked.append(pool.submit(pool.create, f"y{number}", 10))
             time.sleep(0.1)  # each comes while the others wait
-            jobs.append(pool.submit(pool.list))
+            asked.append(pool.submit(pool.list))
         time.sleep(0.5)
-        assert counted["follow"] <= 10 * len(jobs), "each wakes the other without end"
+        assert counted["follow"] <= 10 * len(asked), "each wakes the other without end"
         service.start()
-        for job in jobs:
-            assert job.result(30) is not None
+        for job in asked:
+            assert job.result(60) is not None
         assert counted["take_up"] == 1, "what began well was broken off"
         assert names(pool) == ["x", "y0", "y1", "y2"]
 

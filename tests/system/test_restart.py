@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,8 @@ from hugepool_server import records
 from hugepool_server.records import ArrayRecord, CoordinatorRecord
 from support.host import settles
 from support.service import Service, said, tell
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 OWNER = """
 import sys, numpy as np, hugepool
@@ -192,6 +196,37 @@ def test_a_job_is_interrupted_and_can_be_submitted_again(service: Service) -> No
         assert settles(lambda: len(pool.stats().workers) == 2)
         assert {worker.pid for worker in pool.stats().workers} == set(workers)
         assert tell(client, "go") == f"done {source[idx].sum()}"
+
+
+REGISTERING = """
+import os, signal, sys
+from hugepool import worker
+from hugepool.channel import Channel
+from hugepool_common.messages import RegisterWorker
+request, stopped = Channel.request, []
+
+def stop_before(self, message, *arguments, **options):
+    if isinstance(message, RegisterWorker) and not stopped:
+        stopped.append(os.kill(self.welcome.pid, signal.SIGSTOP))
+        print("registering", flush=True)
+    return request(self, message, *arguments, **options)
+
+Channel.request = stop_before
+sys.exit(worker.main(["--address", os.environ["HUGEPOOL_ADDRESS"]]))
+"""
+
+
+def test_a_worker_that_was_registering_reports_what_it_does(service: Service) -> None:
+    """It asks the next coordinator what it had asked the one before, and is that one's worker."""
+    service.start()
+    assert said(service.python(REGISTERING)) == "registering"
+    service.kill()
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        assert settles(lambda: len(pool.stats().workers) == 1)
+        x = pool.put("x", np.arange(1000.0))
+        job = pool.submit(pool.gather, x, [7, 9], workers=1)
+        np.testing.assert_array_equal(job.result(60).array, [7.0, 9.0])
 
 
 def test_a_file_removed_from_outside_is_an_array_lost(service: Service) -> None:
@@ -368,7 +403,7 @@ def test_a_second_coordinator_changes_no_file(service: Service) -> None:
     assert len(before) == 3  # the coordinator's record, a manifest, a token
     for _ in range(3):
         second = service.begin()
-        assert second.wait(20) == 5
+        assert second.wait(60) == 5
     assert files() == before
     assert tell(client, "print(pool.stats().epoch)") == "1"
     assert said(client) == "done"
@@ -460,3 +495,31 @@ def rewrite_boots(directory: Path) -> None:
     for path in directory.rglob("*.manifest"):
         manifest = records.decode(ArrayRecord, path.read_bytes())
         path.write_bytes(records.encode(msgspec.structs.replace(manifest, boot_id=boot)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"checksum": "z" * 500_000}, {"generation": (1 << 63) - 1}],
+    ids=["a checksum that fits no frame", "a generation that none can follow"],
+)
+def test_a_manifest_that_says_what_cannot_be_is_put_away(
+    service: Service, changes: dict[str, object]
+) -> None:
+    """Its CRC is right: somebody wrote it so."""
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        pool.put("y", np.arange(3.0))
+        segment = pool.describe("x").array.segment
+        service.kill()
+        path = service.directory / "arrays" / paths.manifest_name(segment.segment_id)
+        told = json.loads(path.read_bytes().split(b"\n")[1]) | changes
+        body = json.dumps(told, separators=(",", ":")).encode()
+        path.write_bytes(b"hugepool-array 1 %08x\n%b\n" % (zlib.crc32(body), body))
+        service.start()
+        assert [info.spec.name for info in pool.list()] == ["y"]
+        pool.put("x", np.ones(4))
+        pool.publish("x", np.ones(4))
+        assert pool.describe("x").array.generation == 2
+        assert os.path.exists(segment.path)  # until a person has looked at its manifest
+    os.unlink(service.directory / "quarantine" / path.name)

@@ -28,7 +28,7 @@ def ran(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[s
         env={"PATH": "/usr/bin:/bin", **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
 

@@ -37,16 +37,23 @@ def without_numbers(commands: list[str]) -> list[str]:
     return [re.sub("=[0-9]+", "=#", command) for command in commands]
 
 
+def missing_size() -> str:
+    """By so much more than the pool has that it stays missing whatever others give back."""
+    pool = read_host().pool(2 * MIB)
+    return str((pool.available_bytes if pool else 0) + 256 * MIB)
+
+
 def entries_of(journal: str) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(Path(journal).read_text())["entries"]
     return entries
 
 
 def test_the_commands_are_those_of_the_doctor(shell: Shell) -> None:
-    lines = without_numbers(shell.succeed("setup", "--size", "40TB").out.splitlines())
-    told = shell.succeed("setup", "--size", "40TB", "--json").json
+    size = missing_size()
+    lines = without_numbers(shell.succeed("setup", "--size", size).out.splitlines())
+    told = shell.succeed("setup", "--size", size, "--json").json
     assert without_numbers([one["command"] for one in told]) == lines
-    doctor = shell("doctor", "--json", "--room", "40TB").json
+    doctor = shell("doctor", "--json", "--room", size).json
     recommended = {one["rung"]: without_numbers(one["commands"]) for one in doctor["rungs"]}
     assert set(lines) == {*recommended["hugetlbfs-2m"], *recommended["shm-collapse"]}
 
@@ -75,6 +82,15 @@ def test_wrong_use(shell: Shell, arguments: list[str], status: int, words: str) 
     assert words in shell.refuse(status, "setup", *arguments)
 
 
+@pytest.mark.parametrize("more", [[], ["--json"], ["--apply"], ["--rung", "shm-collapse"]])
+def test_more_than_the_machine_has_is_refused(shell: Shell, more: list[str]) -> None:
+    before = POOL.read_text() if POOL.exists() else ""
+    line = shell.refuse(1, "setup", "--size", "900TB", *more)
+    assert "this machine has" in line and "--size" in line
+    assert "sysctl" not in line and "mount -o" not in line
+    assert (POOL.read_text() if POOL.exists() else "") == before
+
+
 def test_done_and_undone(shell: Shell, tmp_path: Path) -> None:
     host = read_host()
     pool = host.pool(2 * MIB)
@@ -87,9 +103,7 @@ def test_done_and_undone(shell: Shell, tmp_path: Path) -> None:
     Mounts(tmp_path)  # what is mounted from here on is seen by this process's family alone
     before, mounts = POOL.read_text(), hugetlbfs_mounts()
     journal = ["--journal", str(tmp_path / "journal.json")]
-    # By so much that it stays missing whatever others give back meanwhile.
-    size = str(pool.available_bytes + 256 * MIB)
-    options = ["--size", size, "--rung", "hugetlbfs-2m", "--user", "nobody", *journal]
+    options = ["--size", missing_size(), "--rung", "hugetlbfs-2m", "--user", "nobody", *journal]
     asked = ["setup", "--apply", *options]
     done = shell(*asked)
     try:
@@ -118,7 +132,9 @@ def test_without_root_nothing_is_done(shell: Shell) -> None:
     require("unprivileged", os.geteuid() == 0, "needs root to become another user")
     before = POOL.read_text()
     prefix = NOBODY
-    done = shell("setup", "--apply", "--size", "40TB", prefix=prefix, PYTHONDONTWRITEBYTECODE="1")
+    done = shell(
+        "setup", "--apply", "--size", missing_size(), prefix=prefix, PYTHONDONTWRITEBYTECODE="1"
+    )
     require("unprivileged", "No module named" not in done.err, "nobody may not execute this")
     assert done.status == 1 and "needs root" in done.err and "sudo" in done.err
     assert done.err.count("\n") == 1

@@ -67,6 +67,7 @@ def block(running: Service) -> Iterator[hugepool.SharedMemory]:
     made.close()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("start", STARTS)
 def test_cpythons_own_tests_pass(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec("test._test_multiprocessing") is not None
@@ -78,7 +79,7 @@ def test_cpythons_own_tests_pass(start: str, monkeypatch: pytest.MonkeyPatch) ->
         [sys.executable, "-m", "support.cpython_cases", start, *CPYTHON_TESTS],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=850,
         env={**os.environ, "PYTHONPATH": paths},
     )
     assert done.returncode == 0, done.stderr
@@ -254,7 +255,7 @@ def test_the_end_of_who_attached_it_deletes_nothing(
 ) -> None:
     attacher = running.python(ATTACHER)
     assert tell(attacher, block.name) == "attached"
-    assert attacher.wait(30) == 0
+    assert attacher.wait(60) == 0
     again = hugepool.SharedMemory(block.name, track=False)
     assert buf(again)[0] == 1
     again.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from hugepool.snapshot_directory import SnapshotDirectory, write_whole
 from hugepool.snapshot_index import FORMAT, Index
 from hugepool_common import checksum
 from hugepool_common.checksum import checksum_of_buffers
+from hugepool_common.messages import ArrayInfo
 from hugepool_common.spec import ArraySpec
 from support.extras import sparse
 from support.host import Gauges, Mounts, settles
@@ -123,6 +125,34 @@ def test_what_cannot_be_saved_is_told(pool: hugepool.Pool, tmp_path: Path) -> No
         pool.snapshot(tmp_path, ["nothing"])
     assert read_held(tmp_path) == {"x": np.arange(100.0).tobytes()}
     assert {info.spec.name: info.readers for info in pool.list()} == readers
+
+
+def test_a_name_that_is_made_anew_meanwhile_is_left_out(
+    pool: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.put("a", np.arange(100.0))
+    pool.put("b", np.arange(100.0))
+    neighbour = hugepool.connect(pool.address)
+    listed = pool.list
+
+    def then_made_anew() -> tuple[ArrayInfo, ...]:
+        found = listed()
+        neighbour.destroy("b")
+        making = threading.Thread(
+            target=neighbour.create, args=("b", 10**8), kwargs={"backing": "shm-4k"}
+        )
+        making.start()
+        threads.append(making)
+        time.sleep(0.1)  # it takes longer to make; were it there, it would not be sealed
+        return found
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(pool, "list", then_made_anew)
+    report = pool.snapshot(tmp_path)
+    threads.pop().join()
+    neighbour.close()
+    assert [one.name for one in report.objects] == ["a"]
+    assert list(report.skipped) == ["b"]
 
 
 def test_some_of_it(pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path) -> None:
@@ -267,7 +297,7 @@ def test_nothing_stays_open(pool: hugepool.Pool, tmp_path: Path) -> None:
             pool.restore(tmp_path)
         with pytest.raises(hugepool.SnapshotError):
             pool.restore(tmp_path / "nowhere")
-    assert Gauges.read().descriptors <= before
+    assert settles(lambda: Gauges.read().descriptors <= before)
 
 
 # Power and kills ----------------------------------------------------------------
@@ -381,6 +411,49 @@ def test_two_snapshots_into_one_directory(
     assert read_held(tmp_path) == {"x": bytes(80)}
 
 
+def test_a_child_forked_meanwhile_does_not_keep_the_directory(
+    pool: hugepool.Pool, tmp_path: Path
+) -> None:
+    pool.put("x", np.zeros(10))
+    children: list[int] = []
+
+    def fork(done_bytes: int, total_bytes: int) -> None:
+        if not children:
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(pid)
+
+    try:
+        pool.snapshot(tmp_path, progress=fork)
+        pool.snapshot(tmp_path)
+        pool.restore(tmp_path, replace=True)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+
+
+@pytest.mark.parametrize("instead", [True, False])
+def test_a_directory_that_is_moved_meanwhile_is_no_success(
+    pool: hugepool.Pool, tmp_path: Path, instead: bool
+) -> None:
+    root, moved = tmp_path / "disk", tmp_path / "moved"
+    pool.put("x", np.zeros(10))
+    pool.snapshot(root)
+    pool.publish("x", np.ones(10))
+
+    def move(done_bytes: int, total_bytes: int) -> None:
+        root.rename(moved)
+        if instead:
+            root.mkdir()
+
+    with pytest.raises(hugepool.SnapshotError, match="moved"):
+        pool.snapshot(root, progress=move)
+    assert read_held(moved) == {"x": bytes(80)}, "the one before counts"
+    assert len(list(moved.iterdir())) == 2
+
+
 def test_a_full_disk_leaves_the_old_one(pool: hugepool.Pool, mounts: Mounts) -> None:
     small = Path(mounts.tmpfs("size=1M"))
     pool.put("x", np.zeros(50_000))
@@ -419,7 +492,7 @@ def run(pool: hugepool.Pool, *arguments: str) -> subprocess.CompletedProcess[str
         [str(HUGEPOOL), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         env={**os.environ, "HUGEPOOL_ADDRESS": pool.address},
     )
 

@@ -16,6 +16,8 @@ from hugepool_common.spec import ArraySpec
 from support.host import settles
 from support.service import Service, said
 
+pytestmark = pytest.mark.usefixtures("patience")
+
 TEMPORARY = """
 import sys, numpy as np, hugepool
 pool = hugepool.connect()
@@ -56,8 +58,8 @@ def test_a_killed_client_leaves_what_it_meant_to_leave(service: Service, also: s
         client.wait()
         if also == "coordinator":
             service.start()
-        assert settles(lambda: names(pool) == ["stays"], 1.0)
-        assert settles(lambda: not os.path.exists(path), 1.0)
+        assert settles(lambda: names(pool) == ["stays"])
+        assert settles(lambda: not os.path.exists(path))
 
 
 def test_it_stays_over_a_restart_while_its_client_lives(service: Service) -> None:
@@ -69,7 +71,7 @@ def test_it_stays_over_a_restart_while_its_client_lives(service: Service) -> Non
             np.testing.assert_array_equal(shared.array, np.arange(1000.0))
             assert owner.describe("t").array.sealed
             assert names(pool) == ["t"]
-        assert settles(lambda: names(pool) == [], 1.0)
+        assert settles(lambda: names(pool) == [])
 
 
 def test_a_reader_keeps_what_a_killed_client_left(service: Service) -> None:
@@ -80,11 +82,11 @@ def test_a_reader_keeps_what_a_killed_client_left(service: Service) -> None:
         with pool.attach("t") as shared:
             client.kill()
             client.wait()
-            assert settles(lambda: "writable" not in names(pool), 1.0)
+            assert settles(lambda: "writable" not in names(pool))
             assert names(pool) == ["stays", "t"]
             np.testing.assert_array_equal(shared.array, np.arange(1000.0))
-        assert settles(lambda: names(pool) == ["stays"], 1.0)
-        assert settles(lambda: not path.exists(), 1.0)
+        assert settles(lambda: names(pool) == ["stays"])
+        assert settles(lambda: not path.exists())
 
 
 def test_a_publisher_that_is_killed_before_the_name_is_given_leaves_nothing(
@@ -95,8 +97,8 @@ def test_a_publisher_that_is_killed_before_the_name_is_given_leaves_nothing(
     path = said(publisher)
     publisher.wait()
     with hugepool.connect(service.address) as pool:
-        assert settles(lambda: names(pool) == [], 1.0)
-        assert settles(lambda: not os.path.exists(path), 1.0)
+        assert settles(lambda: names(pool) == [])
+        assert settles(lambda: not os.path.exists(path))
         made = pool.publish("x", np.arange(10.0))
         assert pool.describe("x").array.generation == 1
     with hugepool.connect(service.address) as pool:

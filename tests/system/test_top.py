@@ -25,22 +25,22 @@ import pytest
 import hugepool
 from support.browser import Browser
 from support.commands import HUGEPOOL, Shell
-from support.host import settles
+from support.host import free_port, settles
 from support.service import Service, said, tell
 
 WORK = """
 import numpy as np, hugepool
 pool = hugepool.connect()
-pool.put("values", np.arange(200_000.0))
-pool.put("index", np.arange(200_000)[::-1].copy())
-pool.create("out", 200_000)
+pool.put("values", np.arange(4_000_000.0))
+pool.put("index", np.arange(4_000_000)[::-1].copy())
+pool.create("out", 4_000_000)
 print("made", flush=True)
 while True:
     for _ in range(int(input())):
         pool.gather("values", "index", out="out", workers=2)
     print("done", flush=True)
 """
-"""Two workers' jobs, as many as it is told."""
+"""Two workers' jobs, as many as it is told: long enough that a look at any moment finds one."""
 
 LIMIT_S = 60.0
 """How long a change may take to be seen on a machine that has much else to do."""
@@ -109,7 +109,7 @@ def test_once_shows_what_there_is(working: subprocess.Popen[str], shell: Shell) 
     names = [line.split()[0] for line in lines if "<f8" in line or "<i8" in line]
     assert names == ["index", "out", "values"]
     assert [line for line in lines if line.startswith("2 workers, 0 busy; jobs: 0 running")]
-    assert "3 arrays, 4.8 MB" in done.out
+    assert "3 arrays, 96 MB" in done.out
     (values,) = (line.split() for line in lines if line.startswith("values"))
     listed = {row["name"]: row for row in shell.succeed("ls").rows}["values"]
     assert values[5:] == [listed["backing"], listed["huge %"], listed["readers"]]
@@ -349,7 +349,8 @@ def test_the_page_of_a_coordinator_follows_a_job_on_two_workers(service: Service
 
 
 def test_the_page_goes_with_a_coordinator_that_is_killed(service: Service) -> None:
-    service.start("--http", "0")
+    port = str(free_port())
+    service.start("--http", port)
     assert service.process is not None
     url = page_of(service.process)
     with events(url) as pictures:
@@ -358,7 +359,6 @@ def test_the_page_goes_with_a_coordinator_that_is_killed(service: Service) -> No
         # Its stream ends, and its port is free for the page of the next coordinator.
         with pytest.raises((OSError, http.client.HTTPException, AssertionError)):
             until(pictures, lambda one: False)
-    port = url.rstrip("/").rpartition(":")[2]
     assert settles(lambda: free(int(port)), LIMIT_S)
     service.start("--http", port)
     assert page_of(service.process) == url
@@ -492,8 +492,7 @@ def test_a_port_in_use_ends_both_commands_before_anything_is_touched(
 
 def test_a_second_coordinator_leaves_no_page_behind(service: Service) -> None:
     service.start()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     second = service.begin("--http", str(port))
     assert second.wait(LIMIT_S) == 5
     assert free(port)

@@ -111,8 +111,12 @@ def _not_writable(path: str) -> str:
         return os.strerror(errno.EISDIR)
     if not os.path.isdir(directory):
         return f"{directory} is no directory"
-    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+    real = os.path.realpath(path)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
         return os.strerror(errno.EACCES)
+    # It is written beside and renamed; a device or pipe is written as it is.
+    if (os.path.isfile(real) or not os.path.exists(real)) and not os.access(directory, os.W_OK):
+        return f"{directory}: {os.strerror(errno.EACCES)}"
     return ""
 
 

@@ -7,8 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -132,6 +131,13 @@ def bench_command(
     except InvalidSpecError as error:
         raise UsageError(str(error)) from None
     check_extras(plot, options)
+    as_given = quick or any(one is not None for one in (size, gathers, matrix))
+    if not (as_given or sys.stderr.isatty()):
+        click.echo(
+            "hugepool: this takes some minutes on a quiet machine and longer on a busy one; "
+            "--quick takes seconds",
+            err=True,
+        )
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     command = ("hugepool", *sys.argv[1:])
     found: Article | Benchmark
@@ -147,7 +153,7 @@ def bench_command(
             )
         else:
             found = _run_suite(options, loaded, command, started, progress)
-    _write(found, as_json, output, plot, html)
+    write_results(found, as_json, output, plot, html)
 
 
 def _run_suite(
@@ -230,13 +236,20 @@ def _compare(old: str, new: str, as_json: bool) -> None:
         print_comparison(found, old, new, terminal())
 
 
-def _write(
+def write_results(
     found: Article | Benchmark,
     as_json: bool,
     output: str | None,
     plot: str | None,
     html: str | None,
 ) -> None:
+    """Write the files that were asked for, and show what was found on standard output.
+
+    Raises
+    ------
+    HugepoolError
+        A file could not be written: the one of before is there, untouched.
+    """
     from hugepool.bench.results import Benchmark
     from hugepool.bench.table import print_article, print_benchmark, terminal
 
@@ -244,7 +257,8 @@ def _write(
     for path, write in ((output, _write_json), (plot, _write_plot), (html, _write_html)):
         if path is not None:
             try:
-                write(found, path)
+                with _opened(path) as file:
+                    write(found, file, path)
             except OSError as error:
                 failures.append(f"cannot write {path}: {error.strerror or error}")
     # What was measured is shown whatever became of the files.
@@ -258,24 +272,38 @@ def _write(
         raise HugepoolError("; ".join(failures))
 
 
-def _write_json(found: Article | Benchmark, path: str) -> None:
-    Path(path).write_bytes(found.to_json())
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """What is written to a file, whole or not at all; a device or pipe takes it as it comes."""
+    from hugepool.finished_file import finished
+
+    real = os.path.realpath(path)  # of a link, where it leads is what is replaced
+    if os.path.exists(real) and not os.path.isfile(real):
+        with open(path, "wb") as device:
+            yield device
+        return
+    with finished(real, replace=True) as output:
+        yield output
 
 
-def _write_plot(found: Article | Benchmark, path: str) -> None:
+def _write_json(found: Article | Benchmark, output: BinaryIO, path: str) -> None:
+    output.write(found.to_json())
+
+
+def _write_plot(found: Article | Benchmark, output: BinaryIO, path: str) -> None:
     from hugepool.bench.plot import write_plot
     from hugepool.bench.results import Benchmark
 
     assert isinstance(found, Benchmark)  # --reproduce refuses --plot and --html
-    write_plot(found, path)
+    write_plot(found, output, "svg" if path.lower().endswith(".svg") else "png")
 
 
-def _write_html(found: Article | Benchmark, path: str) -> None:
+def _write_html(found: Article | Benchmark, output: BinaryIO, path: str) -> None:
     from hugepool.bench.html import render_page
     from hugepool.bench.results import Benchmark
 
     assert isinstance(found, Benchmark)
-    Path(path).write_text(render_page(found), encoding="utf-8")
+    output.write(render_page(found).encode())
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -18,7 +17,11 @@ from hugepool.bench.results import (
 )
 from hugepool.bench.statistics import RUN_RULE, Spread, unpaired_speedup
 from hugepool.bench.table import binary, percentage
-from hugepool_common.errors import HugepoolError
+from hugepool_common.errors import HugepoolError, InvalidSpecError
+from hugepool_common.small_files import read_small_file
+
+MOST_BYTES = 1 << 26
+"""A run's JSON has some hundred kilobytes."""
 
 FORMAT = 1
 """Number of the comparison's JSON layout."""
@@ -146,12 +149,20 @@ def read_run(path: str) -> Benchmark:
     Raises
     ------
     UnreadableRunError
-        No JSON, another layout, or samples that no clock has told.
+        No regular file, too large, no JSON, another layout, or samples that no clock has told.
     OSError
         The file cannot be read.
     """
-    text = Path(path).read_bytes()
-    remedy = "compare files of: hugepool bench --output FILE"
+    remedy = "compare files of: hugepool bench --output FILE; see: hugepool bench --help"
+    try:
+        text = read_small_file(path, MOST_BYTES)
+    except InvalidSpecError as error:
+        raise UnreadableRunError(
+            f"no run of hugepool bench: {error.message}",
+            needed=error.needed,
+            where=path,
+            remedy=remedy,
+        ) from None
     try:
         run = Benchmark.from_json(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -208,7 +208,8 @@ def _in_short(benchmark: Benchmark) -> list[str]:
     rows = headline.headlines(benchmark.cells)
     if not rows:
         return []
-    return [f"<h2>{escape(headline.TITLE)}</h2>", _table(headline.HEADER, rows)]
+    remarks = [f"<p>{escape(line)}</p>" for line in headline.remarks(benchmark.cells)]
+    return [f"<h2>{escape(headline.TITLE)}</h2>", _table(headline.HEADER, rows), *remarks]
 
 
 def _ending(benchmark: Benchmark, note: str, pictures: _Pictures) -> list[str]:

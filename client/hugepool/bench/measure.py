@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ LIMIT = "limit"
 _SETTLING_RUNS = 8
 _FULL_CPU = 0.95
 _DISTURBED_RUNS = 3
+_REPEATING_NS = 60_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,39 @@ class Sample:
             timings.tlb_misses,
             timings.tlb_note,
             min((part.cpu_ns / max(1, part.wall_ns) for part in timings.parts), default=1.0),
+        )
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a run may take up again what was disturbed: on a busy machine most of it is.
+
+    Parameters
+    ----------
+    left_ns
+        Time that is left for it.
+    """
+
+    left_ns: int = _REPEATING_NS
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is taken up again any more."""
+        return self.left_ns <= 0
+
+    def note(self, disturbed: int, samples: int) -> str:
+        """What a run says of its disturbed samples; empty if it has none."""
+        if not disturbed:
+            return ""
+        tries = f"after {_DISTURBED_RUNS} tries each"
+        if self.spent:
+            tries = (
+                f"after up to {_DISTURBED_RUNS} tries each, none any more when "
+                f"{_REPEATING_NS // 10**9} s had gone to trying again"
+            )
+        return (
+            f"{disturbed} of {samples} samples were taken while other processes used the "
+            f"workers' CPUs, {tries}"
         )
 
 
@@ -147,16 +182,20 @@ class Cell:
             remedy="look for workers that die on the console",
         )
 
-    def undisturbed(self, pool: Pool) -> Sample:
+    def undisturbed(self, pool: Pool, patience: Patience) -> Sample:
         """Run again while workers lose their CPUs; the last run counts after three.
 
-        Whether to run again is decided by CPU time alone, which does not know the pages.
+        Whether to run again is decided by CPU time and what is left of the patience, which
+        do not know the pages.
         """
+        sample = self.settled(pool)
         for _ in range(_DISTURBED_RUNS - 1):
+            if not sample.disturbed or patience.spent:
+                break
+            began_ns = time.monotonic_ns()
             sample = self.settled(pool)
-            if not sample.disturbed:
-                return sample
-        return self.settled(pool)
+            patience.left_ns -= time.monotonic_ns() - began_ns
+        return sample
 
     def least_huge(self) -> tuple[int, int]:
         """Huge and mapped bytes of the round with the smallest share."""
@@ -194,11 +233,13 @@ def verify(pool: Pool, cell: Cell, reference: Reference, where: str) -> None:
     cell.agreement = reference.check(out.array, where)
 
 
-def measure(pool: Pool, cells: Sequence[Cell], rounds: int, progress: Progress) -> None:
+def measure(
+    pool: Pool, cells: Sequence[Cell], rounds: int, progress: Progress, patience: Patience
+) -> None:
     """Run `rounds` rounds over all cells and append a sample to each cell a round."""
     for number in range(rounds):
         for cell in shuffled(cells, number):
-            cell.samples.append(cell.undisturbed(pool))
+            cell.samples.append(cell.undisturbed(pool, patience))
             progress(f"round {number + 1} of {rounds}: {cell}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from hugepool.bench.drawing import COLOURS, INK, Draw, import_matplotlib, styled
 from hugepool.bench.options import BACKINGS
@@ -18,10 +18,17 @@ _COLUMNS = 2
 _DPI = 120
 
 
-def write_plot(benchmark: Benchmark, path: str) -> None:
+def write_plot(benchmark: Benchmark, output: BinaryIO, kind: Literal["png", "svg"]) -> None:
     """Draw a panel a pattern, the sweep and the roofline where the run has them.
 
-    Saved as SVG if `path` ends so, else as PNG, whatever the ending.
+    Parameters
+    ----------
+    benchmark
+        The run.
+    output
+        Takes the picture.
+    kind
+        What it is written as.
 
     Raises
     ------
@@ -49,8 +56,7 @@ def write_plot(benchmark: Benchmark, path: str) -> None:
             f"load {environment.load_average}, {benchmark.started}",
             fontsize=10,
         )
-        kind = "svg" if path.lower().endswith(".svg") else "png"
-        figure.savefig(path, format=kind, dpi=_DPI)
+        figure.savefig(output, format=kind, dpi=_DPI)
 
 
 def _panels(benchmark: Benchmark) -> Iterator[tuple[str, Draw]]:

@@ -18,7 +18,7 @@ from hugepool import kernels
 from hugepool.array import SharedArray
 from hugepool.bench.cases import Reference
 from hugepool.bench.environment import read_environment
-from hugepool.bench.measure import Cell, Progress, measure, verify, warm_up
+from hugepool.bench.measure import Cell, Patience, Progress, measure, verify, warm_up
 from hugepool.bench.operands import Placement, drop
 from hugepool.bench.patterns import make_indices, strided
 from hugepool.bench.results import FORMAT, HUGE_ENOUGH, Environment, Missing, missing_rung
@@ -144,7 +144,8 @@ def reproduce(
         for row in rows:
             _check(pool, row)
         warm_up(pool, cells, progress)
-        measure(pool, cells, repeats, progress)
+        patience = Patience()
+        measure(pool, cells, repeats, progress, patience)
         proofs = [_proof(pool, row) for row in rows]
         found = tuple(
             _article_row(row, _baseline(rows, row), proof)
@@ -152,11 +153,9 @@ def reproduce(
         )
     disturbed = sum(sample.disturbed for cell in cells for sample in cell.samples)
     notes = (*_notes(found, elements, gathers), *doubts(found))
-    if disturbed:
-        notes += (
-            f"{disturbed} of {repeats * len(cells)} samples were taken while other processes used "
-            "the worker's CPU, after three tries each",
-        )
+    told = patience.note(disturbed, repeats * len(cells))
+    if told:
+        notes += (told,)
     return Article(command, started, environment, elements, gathers, found, missing, notes)
 
 

@@ -14,7 +14,7 @@ from hugepool.array import SharedArray
 from hugepool.bench import limits, memory
 from hugepool.bench.cases import Case, build_case, matrix_case, reference_of
 from hugepool.bench.matrices import CsrMatrix
-from hugepool.bench.measure import LIMIT, Cell, Progress, measure, verify, warm_up
+from hugepool.bench.measure import LIMIT, Cell, Patience, Progress, measure, verify, warm_up
 from hugepool.bench.operands import OperandSet, Placement, drop, make_x, placement
 from hugepool.bench.options import (
     BASELINE,
@@ -55,6 +55,7 @@ class Suite:
         self._options = options
         self._matrix = matrix
         self._progress = progress
+        self._patience = Patience()
         self._backings: tuple[str, ...] = ()
         self._kept_x: dict[tuple[str, int], SharedArray] = {}
         self.cells: list[CellResult] = []
@@ -93,7 +94,9 @@ class Suite:
     def _run_sweep(self) -> None:
         measured = {cell.backing for cell in self.cells}
         backings = [name for name in self._backings if name in measured]
-        self.sweep, notes = run_sweep(self._pool, self._options, backings, self._progress)
+        self.sweep, notes = run_sweep(
+            self._pool, self._options, backings, self._progress, self._patience
+        )
         self.notes += notes
 
     def nothing_measured(self) -> HugepoolError:
@@ -187,12 +190,11 @@ class Suite:
 
     def _note_disturbance(self) -> None:
         timed: list[CellResult | SweepPoint] = [*self.cells, *self.sweep]
-        disturbed = sum(one.disturbed for one in timed)
-        if disturbed:
-            self.notes.append(
-                f"{disturbed} of {sum(len(one.samples_ns) for one in timed)} samples were "
-                "taken while other processes used the workers' CPUs, after three tries each"
-            )
+        told = self._patience.note(
+            sum(one.disturbed for one in timed), sum(len(one.samples_ns) for one in timed)
+        )
+        if told:
+            self.notes.append(told)
 
     def _case(self, pattern: str) -> Case:
         if pattern == FILE_PATTERN:
@@ -216,7 +218,7 @@ class Suite:
             for cell in cells:
                 if cell.name != LIMIT:
                     verify(self._pool, cell, reference, f"{case.pattern}: {cell}")
-            measure(self._pool, cells, self._options.repeats, self._progress)
+            measure(self._pool, cells, self._options.repeats, self._progress, self._patience)
             self._conclude(case, cells)
 
     @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from hugepool import kernels
 from hugepool.bench.cases import Case, build_case, reference_of
-from hugepool.bench.measure import Cell, Progress, measure, verify, warm_up
+from hugepool.bench.measure import Cell, Patience, Progress, measure, verify, warm_up
 from hugepool.bench.operands import OperandSet, placement
 from hugepool.bench.options import KERNELS, BenchOptions
 from hugepool.bench.results import SweepPoint
@@ -48,7 +48,11 @@ def sweep_segments(options: BenchOptions) -> tuple[int, ...]:
 
 
 def run_sweep(
-    pool: Pool, options: BenchOptions, backings: Sequence[str], progress: Progress
+    pool: Pool,
+    options: BenchOptions,
+    backings: Sequence[str],
+    progress: Progress,
+    patience: Patience,
 ) -> tuple[list[SweepPoint], list[str]]:
     """Measure with one worker until `options.sweep_s` have passed.
 
@@ -77,7 +81,7 @@ def run_sweep(
             )
             break
         told = f"sweep, {passed:.0f} of {options.sweep_s:.0f} s, {nbytes / KIB:,.0f} KiB: "
-        points += _one_size(pool, options, nbytes, kept, notes, _prefixed(progress, told))
+        points += _one_size(pool, options, nbytes, kept, notes, _prefixed(progress, told), patience)
     order = {name: place for place, name in enumerate(backings)}
     points.sort(key=lambda point: (order[point.backing], point.array_bytes))
     return points, notes
@@ -106,6 +110,7 @@ def _one_size(
     kept: list[str],
     notes: list[str],
     progress: Progress,
+    patience: Patience,
 ) -> list[SweepPoint]:
     """All backings of one size; one without room is taken out of `kept` and noted."""
     gathers = min(options.gathers, MOST_GATHERS)
@@ -130,7 +135,7 @@ def _one_size(
         warm_up(pool, cells, progress)
         for cell in cells:
             verify(pool, cell, reference, f"sweep: {cell}")
-        measure(pool, cells, options.repeats, progress)
+        measure(pool, cells, options.repeats, progress, patience)
     finally:
         for made in sets.values():
             made.destroy()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 100
+_ANY_WIDTH = 10_000
 COLUMNS = (
     "w: worker processes. GB/s: payload (x, indices or matrix, result). %limit: of this "
     "machine's own limit, measured on the same pages by the same workers in the same rounds "
@@ -118,7 +119,9 @@ def _rich_table(console: Console, title: str, header: Sequence[str], rows: Seque
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(table)
+    # Nothing is cut short: where the terminal is narrower, a line goes on in the next one.
+    table.width = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
+    console.print(table, crop=False, soft_wrap=True)
 
 
 # A run --------------------------------------------------------------------------
@@ -145,6 +148,8 @@ def _benchmark(benchmark: Benchmark, show: Show, say: Callable[[str], None]) -> 
     if short:
         say("")
         show(headline.TITLE, headline.HEADER, short)
+        for line in headline.remarks(benchmark.cells):
+            say(line)
 
 
 def _title(cell: CellResult) -> str:

@@ -15,7 +15,6 @@ from hugepool_common.settings import (
     NAMES,
     configuration_files,
     read_configuration,
-    suspect_variables,
     variable_of,
 )
 
@@ -25,6 +24,7 @@ _UNSET = {
     "mount": "the best that is found",
     "quota": "none",
     "quota_per_user": "none",
+    "tcp": "none",
 }
 
 
@@ -55,8 +55,6 @@ def config_command(file: str | None, as_json: bool) -> None:
     for path, _ in configuration_files():
         if os.path.exists(path) and not os.access(path, os.R_OK):
             warn(f"{path} is left out: this user may not read it")
-    for variable, meant in suspect_variables().items():
-        warn(f"{variable} is not a variable of ours; did you mean {meant}?")
     if as_json:
         print_json(
             [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
 import os
-import secrets
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from hugepool.arrow_file import write_arrow
 from hugepool.channel import Channel
 from hugepool.commands.arguments import address_option, name_argument, opened
 from hugepool.commands.tables import sized, warn
+from hugepool.finished_file import finished, taken
 from hugepool.interrupts import orderly_end
 from hugepool.lease import Lease
 from hugepool.leased_file import LeasedFile
@@ -54,9 +53,9 @@ def get_command(name: str, file: str, force: bool, address: str | None) -> None:
     """
     writer = _writer(file)
     if not force and os.path.lexists(file):
-        raise _taken(file)
+        raise taken(file)
     with opened(address) as channel:
-        with orderly_end(), _finished(file, force) as output:
+        with orderly_end(), finished(file, replace=force) as output:
             writer(channel, check_name(name), output)
             output.flush()
             nbytes = os.fstat(output.fileno()).st_size
@@ -70,53 +69,6 @@ def _writer(file: str) -> _Writer:
     raise InvalidSpecError(
         f"the ending of {os.path.basename(file)!r} is not known", needed=", ".join(_WRITERS)
     )
-
-
-@contextmanager
-def _finished(path: str, replace: bool) -> Iterator[BinaryIO]:
-    """A file that gets its name when the block ends well, and is removed else."""
-    directory, name = os.path.split(path)
-    # Of limited length in bytes, so that a long name that is allowed has a temporary one that is.
-    begin = os.fsencode(name)[:200].decode(errors="ignore")
-    temporary = os.path.join(directory, f".{begin}.{secrets.token_hex(6)}.tmp")
-    try:
-        output = open(temporary, "x+b")  # noqa: SIM115  closed below
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, path) from None
-    try:
-        with output:
-            yield output
-        if replace:
-            os.replace(temporary, path)
-        else:
-            _link(temporary, path)
-    except BaseException:
-        try:
-            os.unlink(temporary)
-        except FileNotFoundError:
-            pass
-        raise
-
-
-def _link(temporary: str, path: str) -> None:
-    """Give a file its name, unless another has taken it meanwhile."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise _taken(path) from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        # A file system without hard links, such as FAT.
-        if os.path.lexists(path):
-            raise _taken(path) from None
-        os.rename(temporary, path)
-        return
-    os.unlink(temporary)
-
-
-def _taken(path: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, "File exists, and --force was not given", path)
 
 
 def _kind(spec: ArraySpec, wanted: str, endings: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 import numpy as np
 
 from hugepool.address import local_address
+from hugepool.arguments import dtype_code
 from hugepool.commands.arguments import (
     address_option,
     json_option,
@@ -20,11 +22,11 @@ from hugepool.commands.listing import told
 from hugepool.commands.tables import print_json
 from hugepool.connection import connect
 from hugepool.pool import Pool
-from hugepool.store import dtype_code
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.spec import ITEM_SIZES, check_name, check_shape
 
 _SPLIT = re.compile(r"\s*[x,]\s*")
+_SPELT = re.compile("inf|nan", re.IGNORECASE)
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -72,7 +74,7 @@ def create_command(
                 made.array.fill(value)
             made.seal()
         except BaseException:
-            pool.discard(name)
+            pool.discard(made)
             raise
         _tell(made, as_json)
 
@@ -135,6 +137,9 @@ def parse_value(text: str, code: str) -> np.ndarray[Any, Any]:
         if dtype.kind in "iu":
             return np.array(int(text, 0), dtype)
         number = complex(text) if dtype.kind == "c" else float(text)
+        # Python reads 1e400 as infinity, which nobody wrote.
+        if not cmath.isfinite(number) and not _SPELT.search(text):
+            raise OverflowError
         with np.errstate(over="raise"):
             return np.array(number).astype(dtype)
     except (ValueError, KeyError, OverflowError, FloatingPointError):

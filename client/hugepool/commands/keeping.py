@@ -16,11 +16,21 @@ from hugepool.commands.arguments import (
     names_argument,
 )
 from hugepool.commands.filling import connected
-from hugepool.commands.tables import Column, count, print_json, print_table, shape_text, size
+from hugepool.commands.listing import told
+from hugepool.commands.tables import (
+    Column,
+    count,
+    print_json,
+    print_table,
+    shape_text,
+    size,
+    warn,
+)
 from hugepool.pool import Pool
 from hugepool.snapshot import SnapshotReport
 from hugepool.store import temporary_name
-from hugepool_common.errors import HugepoolError
+from hugepool_common.errors import ArrayNotFoundError, HugepoolError
+from hugepool_common.spec import check_name
 from hugepool_common.units import format_bytes
 
 
@@ -31,17 +41,20 @@ from hugepool_common.units import format_bytes
 def verify_command(names: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Compare sealed objects with the checksums they were sealed with.
 
-    All of them, unless some are named. Exit status 1 if one differs, or cannot be read.
+    All of them, unless some are named. Exit status 1 if one differs, cannot be read, or
+    is not there.
 
     \b
     Example:
       hugepool verify x
     """
+    wanted = [check_name(name) for name in dict.fromkeys(names)]
     with connected(address) as pool:
-        findings = [_verified(pool, name) for name in names or _sealed(pool)]
+        found = [_verified(pool, name) for name in wanted or _sealed(pool)]
+    findings = [finding for finding in found if finding is not None]
     if as_json:
         print_json(findings)
-    else:
+    elif findings or not names:
         columns = (
             *(Column("name"), count("generation"), size("bytes"), Column("checksum")),
             *(count("GB/s"), Column("result")),
@@ -60,7 +73,7 @@ def verify_command(names: tuple[str, ...], address: str | None, as_json: bool) -
                 for finding in findings
             ],
         )
-    if not all(finding["ok"] for finding in findings):
+    if not all(finding is not None and finding["ok"] for finding in found):
         sys.exit(EXIT_FAILURE)
 
 
@@ -68,9 +81,13 @@ def _sealed(pool: Pool) -> list[str]:
     return [info.spec.name for info in pool.list() if info.sealed or info.lost]
 
 
-def _verified(pool: Pool, name: str) -> dict[str, Any]:
+def _verified(pool: Pool, name: str) -> dict[str, Any] | None:
+    """What was found; None of a name that is not there, which is told here."""
     try:
         report = pool.verify(name)
+    except ArrayNotFoundError as error:
+        warn(str(error))
+        return None
     except HugepoolError as error:
         return {"name": name, "ok": False, "error": str(error)}
     return {"ok": True, **msgspec.structs.asdict(report)}
@@ -85,7 +102,10 @@ def _rate(finding: dict[str, Any]) -> str:
 @click.argument("file", type=click.Path())
 @click.option("--member", help="Which array, tensor or column, where FILE holds several.")
 @address_option
-def publish_command(name: str, file: str, member: str | None, address: str | None) -> None:
+@json_option
+def publish_command(
+    name: str, file: str, member: str | None, address: str | None, as_json: bool
+) -> None:
     """Read a file, as hugepool put does, and let NAME stand for it, in one step.
 
     Who has attached NAME before keeps what it has.
@@ -100,9 +120,12 @@ def publish_command(name: str, file: str, member: str | None, address: str | Non
         try:
             made.publish_as(name)
         except BaseException:
-            pool.discard(temporary)
+            pool.discard(made)
             raise
-        click.echo(f"{name} generation {made.generation}: {made}")
+        if as_json:
+            print_json(told(made.info))
+        else:
+            click.echo(f"{name} generation {made.generation}: {made}")
 
 
 @click.command("snapshot")

@@ -31,7 +31,7 @@ from hugepool.commands.tables import (
     sized,
 )
 from hugepool_common.errors import ArrayNotFoundError
-from hugepool_common.messages import ArrayInfo, Describe, Described, Holder
+from hugepool_common.messages import NOBODY, ArrayInfo, Describe, Described, Holder
 from hugepool_common.spec import check_name
 from hugepool_common.units import page_size_name
 
@@ -101,7 +101,7 @@ def ls_command(pattern: str | None, address: str | None, as_json: bool) -> None:
     if as_json:
         print_json([told(info) for info in arrays])
     else:
-        print_table(_COLUMNS, [_row(info) for info in arrays])
+        print_table(_COLUMNS, [_row(info) for info in arrays], narrow=True)
 
 
 def _row(info: ArrayInfo) -> tuple[Any, ...]:
@@ -177,7 +177,7 @@ def _shown(key: str, facts: dict[str, Any]) -> str:
         case "created_ns":
             return f"{elapsed(time.monotonic_ns() - value)} ago"
         case "reasons":
-            return "; ".join(f"not {fall.rung}: {fall.reason}" for fall in value)
+            return "; ".join(map(str, value))
         case "members":
             return ", ".join(f"{one.role} {one.count} {one.dtype}" for one in value)
     return str(_told(key, value))
@@ -206,7 +206,11 @@ def readers_command(name: str, address: str | None, as_json: bool) -> None:
     with opened(address) as channel:
         holders = _holders(channel, check_name(name))
     facts = [
-        msgspec.structs.asdict(one) | {"command": command_of(one.pid), "writable": not one.readonly}
+        msgspec.structs.asdict(one)
+        | {
+            "command": "over TCP" if one.uid == NOBODY else command_of(one.pid),
+            "writable": not one.readonly,
+        }
         for one in holders
     ]
     if as_json:

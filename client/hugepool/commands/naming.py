@@ -6,8 +6,15 @@ import sys
 
 import click
 
-from hugepool.commands.arguments import EXIT_FAILURE, address_option, names_argument, opened
-from hugepool.commands.tables import Column, print_table, size, warn
+from hugepool.commands.arguments import (
+    EXIT_FAILURE,
+    address_option,
+    json_option,
+    names_argument,
+    opened,
+)
+from hugepool.commands.listing import told
+from hugepool.commands.tables import Column, print_json, print_table, size, warn
 from hugepool_common.errors import ArrayNotFoundError, HugepoolError
 from hugepool_common.messages import Destroy, Destroyed, Seal, Sealed
 from hugepool_common.spec import check_name
@@ -48,7 +55,8 @@ def rm_command(names: tuple[str, ...], force: bool, address: str | None) -> None
 @click.command("seal")
 @names_argument(required=True)
 @address_option
-def seal_command(names: tuple[str, ...], address: str | None) -> None:
+@json_option
+def seal_command(names: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Make arrays immutable that another process has filled and let go of.
 
     Only the user whose process made an array may seal it, and only while nobody,
@@ -62,5 +70,8 @@ def seal_command(names: tuple[str, ...], address: str | None) -> None:
     wanted = [check_name(name) for name in dict.fromkeys(names)]
     with opened(address) as channel:
         sealed = [channel.request(Seal(name), Sealed).array for name in wanted]
+    if as_json:
+        print_json([told(one) for one in sealed])
+        return
     columns = (Column("name"), size("bytes"), Column("checksum"))
     print_table(columns, [(one.spec.name, one.spec.nbytes, one.checksum) for one in sealed])

@@ -14,12 +14,12 @@ import click
 from hugepool.commands.arguments import EXIT_FAILURE, json_option
 from hugepool.commands.tables import print_json, warn
 from hugepool.host_changes import JOURNAL, Change, Setup, SetValue
-from hugepool.remedies import HUGE_RUNGS, changes
-from hugepool_common.errors import InvalidSpecError, NotEnoughPagesError
+from hugepool.remedies import HUGE_RUNGS, changes, shortage
+from hugepool_common.errors import InvalidSpecError, NotEnoughMemoryError, NotEnoughPagesError
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Host, read_host
 from hugepool_common.settings import export_mount, read_settings
-from hugepool_common.units import parse_bytes
+from hugepool_common.units import format_bytes, parse_bytes
 
 _M = TypeVar("_M", HugetlbfsMount, TmpfsMount)
 
@@ -99,10 +99,22 @@ def missing_changes(rungs: tuple[str, ...], room: int, uid: int, gid: int) -> li
         Bytes of arrays.
     uid, gid
         Who the coordinator runs as.
+
+    Raises
+    ------
+    NotEnoughMemoryError
+        The machine has not so much memory: to try would take it from everything else.
     """
     host = seen_by(read_host(), uid, gid)
     found: list[Change] = []
     for rung in rungs or ("hugetlbfs-2m", "shm-collapse"):
+        too_large = shortage(rung, host, room)
+        if too_large:
+            raise NotEnoughMemoryError(
+                f"there is no room for arrays of this size on {rung}: {too_large}",
+                needed=format_bytes(room),
+                remedy="ask for less with --size",
+            )
         found += changes(rung, host, uid=uid, gid=gid, room=room)
     return list(dict.fromkeys(found))
 

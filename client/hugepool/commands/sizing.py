@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hugepool.commands.arguments import json_option
-from hugepool.commands.tables import Column, count, print_json, print_table, size
+from hugepool.commands.tables import Column, count, print_json, print_table, size, sized, warn
 from hugepool.remedies import set_pool
 from hugepool_common.pages import Host, read_host
 from hugepool_common.settings import export_mount, read_settings
@@ -22,7 +22,8 @@ def plan_command(sizes: tuple[str, ...], as_json: bool) -> None:
 
     One SIZE for each array, as 400MB, 2M or 5e7: each takes whole pages. "free" is
     what new arrays could have now; of 4K pages that is the memory left. No coordinator
-    is asked, and nothing is changed: hugepool setup does that.
+    is asked, and nothing is changed: hugepool setup does that. What is more than the
+    machine's memory has no command, and the reason is told on stderr.
 
     \b
     Examples:
@@ -32,6 +33,12 @@ def plan_command(sizes: tuple[str, ...], as_json: bool) -> None:
     nbytes = [parse_bytes(text) for text in sizes]
     export_mount(read_settings())
     rows = planned(nbytes, read_host())
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"]:
+            reasons.setdefault(row["reason"], []).append(page_size_name(row["page_size"]))
+    for reason, names in reasons.items():
+        warn(f"{sized(sum(nbytes))} do not fit in {' or '.join(names)} pages: {reason}")
     if as_json:
         print_json(rows)
         return
@@ -69,15 +76,17 @@ def planned(nbytes: list[int], host: Host) -> list[dict[str, Any]]:
     for page_size in (host.page_size, *(2 * MIB, GIB)):
         pages = sum(round_up(one, page_size) // page_size for one in nbytes)
         pool = host.pool(page_size)
-        command = ""
+        command = reason = ""
         if page_size == host.page_size:
             available = host.memory_headroom_bytes // page_size
+            reason = host.past_all_memory(pages * page_size)
         elif pool is None:
             continue  # this kernel or processor has none
         else:
             available = pool.available_pages
+            reason = host.pool_shortage(page_size, pages)
         missing = max(0, pages - available)
-        if missing and pool is not None:
+        if missing and pool is not None and not reason:
             command = set_pool(host, page_size, pool.total_pages + missing).command
         rows.append(
             {
@@ -87,6 +96,7 @@ def planned(nbytes: list[int], host: Host) -> list[dict[str, Any]]:
                 "available_pages": available,
                 "missing_pages": missing,
                 "command": command,
+                "reason": reason,
             }
         )
     return rows

@@ -39,6 +39,8 @@ def status_command(address: str | None, as_json: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return "; ".join(value)
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -55,6 +57,10 @@ def _shown(key: str, value: Any, counted: Counted) -> str:
             return f"{sized(value)}, {percent(fraction)} % of all"
         case "quota_bytes" | "user_quota_bytes":
             return sized(value) if value else "none"
+        case "tcp":
+            return value or "none"
+        case "troubles":
+            return "; ".join(counted.troubles) or "none"
         case "workers":
             busy = sum(worker.busy for worker in counted.workers)
             return f"{value}, {busy} busy"

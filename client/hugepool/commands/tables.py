@@ -14,6 +14,8 @@ import msgspec
 from hugepool_common.printable import printable
 from hugepool_common.units import format_bytes
 
+_GAP = "  "
+
 
 def _plain(value: Any) -> str:
     return "" if value is None else str(value)
@@ -70,7 +72,9 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.0f}"
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, narrow: bool = False
+) -> None:
     """Print a table on stdout; nothing in it is ever cut short.
 
     Parameters
@@ -79,6 +83,9 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Non
         One for each value of a row.
     rows
         Values as they are; None is an empty cell.
+    narrow
+        On a terminal that is too narrow, leave out columns from the right, and say so. A
+        terminal that has not room for two gets all of them, and wraps.
     """
     if not sys.stdout.isatty():
         for row in ([column.title for column in columns], *_cells(columns, rows, "told")):
@@ -89,10 +96,38 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Non
         max(len(column.title), *(len(row[place]) for row in cells), 0)
         for place, column in enumerate(columns)
     ]
+    kept = _that_fit(widths) if narrow else len(widths)
+    left_out = ", ".join(column.title for column in columns[kept:])
+    columns, widths, cells = columns[:kept], widths[:kept], [row[:kept] for row in cells]
     heading = _line([column.title.upper() for column in columns], columns, widths)
     click.echo(heading if os.environ.get("NO_COLOR") else click.style(heading, bold=True))
     for row in cells:
         click.echo(_line(row, columns, widths))
+    if left_out:
+        warn(f"left out, for the terminal is narrow: {left_out}")
+
+
+def _terminal_columns() -> int:
+    """As ``shutil.get_terminal_size``, which brings four modules of compression along."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def _that_fit(widths: Sequence[int]) -> int:
+    """How many columns a line has room for; all, if it has for less than two."""
+    room = _terminal_columns()
+    used, kept = -len(_GAP), 0
+    for width in widths:
+        used += len(_GAP) + width
+        if used > room:
+            break
+        kept += 1
+    return kept if kept > 1 else len(widths)
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Any]], form: str) -> list[list[str]]:
@@ -111,7 +146,7 @@ def _line(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) 
         cell.rjust(width) if column.right else cell.ljust(width)
         for cell, column, width in zip(row, columns, widths, strict=True)
     ]
-    return "  ".join(cells).rstrip()
+    return _GAP.join(cells).rstrip()
 
 
 def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:

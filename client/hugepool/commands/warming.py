@@ -17,10 +17,10 @@ from hugepool.commands.arguments import (
     names_argument,
     opened,
 )
-from hugepool.commands.tables import Column, count, print_json, print_table, share, size
+from hugepool.commands.tables import Column, count, print_json, print_table, share, size, warn
 from hugepool.lease import Lease
 from hugepool.progress import Waiting
-from hugepool_common.errors import HugepoolError
+from hugepool_common.errors import ArrayNotFoundError, HugepoolError
 from hugepool_common.mapping import Mapping
 from hugepool_common.messages import Attach, Attached
 from hugepool_common.spec import check_name
@@ -35,7 +35,7 @@ def warm_command(names: tuple[str, ...], address: str | None, as_json: bool) -> 
 
     All of them, unless some are named. What was swapped out is in memory afterwards. Page
     tables belong to a process: others populate their own when they attach. Exit
-    status 1 if one could not be mapped.
+    status 1 if one could not be mapped, or is not there.
 
     \b
     Example:
@@ -45,20 +45,22 @@ def warm_command(names: tuple[str, ...], address: str | None, as_json: bool) -> 
     with opened(address) as channel:
         if not names:
             wanted = [info.spec.name for info in all_arrays(channel) if not info.lost]
-        findings = [_warmed(channel, name) for name in wanted]
+        found = [_warmed(channel, name) for name in wanted]
+    findings = [finding for finding in found if finding is not None]
     if as_json:
         print_json(findings)
-    else:
+    elif findings or not names:
         columns = (
             *(Column("name"), size("bytes"), Column("backing"), size("huge bytes")),
             *(share("huge %"), count("ms"), Column("result")),
         )
         print_table(columns, [_row(finding) for finding in findings])
-    if not all(finding["ok"] for finding in findings):
+    if not all(finding is not None and finding["ok"] for finding in found):
         sys.exit(EXIT_FAILURE)
 
 
-def _warmed(channel: Channel, name: str) -> dict[str, Any]:
+def _warmed(channel: Channel, name: str) -> dict[str, Any] | None:
+    """What was found; None of a name that is not there, which is told here."""
     started_ns = time.monotonic_ns()
     try:
         attached = channel.request(Attach(name), Attached)
@@ -72,6 +74,9 @@ def _warmed(channel: Channel, name: str) -> dict[str, Any]:
                 )
         finally:
             lease.release()
+    except ArrayNotFoundError as error:
+        warn(str(error))
+        return None
     except HugepoolError as error:
         return {"name": name, "ok": False, "error": str(error)}
     return {

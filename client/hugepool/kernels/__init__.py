@@ -20,6 +20,7 @@ from hugepool.kernels.binned_product import CountProducts, FillProducts, PlacePr
 from hugepool.kernels.compiler import import_numba
 from hugepool.kernels.gather import FancyGather, NumbaGather, TakeGather
 from hugepool.kernels.matmat import NumbaMatmat, NumpyMatmat, ScipyMatmat
+from hugepool.kernels.mirrored import CheckMirrored, FillMirrored, MatvecMirrored
 from hugepool.kernels.narrow import FillNarrow, MatvecNarrow
 from hugepool.kernels.ordered import FillOrdered, MatvecOrdered, OrderX
 from hugepool.kernels.repeated import FillRepeated, MatvecRepeated
@@ -81,6 +82,9 @@ _KERNELS: dict[str, dict[str, Callable[[], Kernel]]] = {
     "matvec_ordered": {"numba": MatvecOrdered},
     "fill_repeated": {"numba": FillRepeated},
     "matvec_repeated": {"numba": MatvecRepeated},
+    "fill_mirrored": {"numba": FillMirrored},
+    "check_mirrored": {"numba": CheckMirrored},
+    "matvec_mirrored": {"numba": MatvecMirrored},
     "fill_narrow": {"numba": FillNarrow},
     "matvec_narrow": {"numba": MatvecNarrow},
     **{name: {"numba": make} for name, make in normalise.kernels().items()},

@@ -24,6 +24,15 @@ def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 
 def _widened(builder: Any, value: Any, kind: Any) -> Any:
+    """To the floats of the result; 16-bit integers are the bits of a bfloat16."""
+    element = getattr(value.type, "element", value.type)
+    if isinstance(element, ir.IntType):
+        count = getattr(value.type, "count", 0)
+        wide, single = (
+            ir.VectorType(one, count) if count else one for one in (_HALF, ir.FloatType())
+        )
+        sixteen = ir.Constant(wide, [16] * count if count else 16)
+        value = builder.bitcast(builder.shl(builder.zext(value, wide), sixteen), single)
     return value if value.type == kind else builder.fpext(value, kind)
 
 
@@ -40,7 +49,7 @@ def _asked(builder: Any, address: Any, *, keep: int) -> None:
 def _loaded(builder: Any, pointer: Any, lanes: int) -> Any:
     """A vector of consecutive elements, aligned as one element."""
     element = pointer.type.pointee
-    width = 4 if isinstance(element, ir.FloatType) else 8
+    width = {ir.FloatType: 4, ir.DoubleType: 8}.get(type(element), 2)
     kind = ir.VectorType(element, lanes)
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=width)
 
@@ -136,6 +145,63 @@ def interleaved_sums(lanes: int, ahead: int) -> Any:
         return returned(out, columns, data, x, word, word, word), generate
 
     return sums
+
+
+def diagonal_sums(lanes: int, ahead: int) -> Any:
+    """Make the intrinsic ``store_sums(out, row, shift, place, first, count, data, x)``.
+
+    It writes `lanes` elements of out from `row` on: the sums of
+    ``data[row + j + place[first + k]] * x[row + j + shift[first + k]]``, k from 0 to `count`,
+    for lane j.
+
+    Parameters
+    ----------
+    lanes
+        Rows side by side.
+    ahead
+        Elements that data is asked for ahead of its use: every k reads a stream of its own,
+        more of them than processors notice by themselves.
+    """
+
+    @intrinsic
+    def store_sums(
+        typing_context: Any,
+        out: Any,
+        row: Any,
+        shift: Any,
+        place: Any,
+        first: Any,
+        count: Any,
+        data: Any,
+        x: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.VectorType(context.get_value_type(signature.args[0].dtype), lanes)
+            out_data, shift_data, place_data, value_data, x_data = (
+                _data(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3, 6, 7)
+            )
+            here, begin, number = (arguments[i] for i in (1, 4, 5))
+            x_data = builder.gep(x_data, [here])
+            value_data = builder.gep(value_data, [here])
+
+            def product(k: Any) -> Any:
+                at = builder.add(begin, k)
+                distance = builder.load(builder.gep(shift_data, [at]))
+                start = builder.gep(value_data, [builder.load(builder.gep(place_data, [at]))])
+                _asked(builder, builder.gep(start, [_WORD(ahead)]), keep=3)
+                values = _widened(builder, _loaded(builder, start, lanes), kind)
+                reached = _loaded(builder, builder.gep(x_data, [distance]), lanes)
+                return builder.fmul(values, _widened(builder, reached, kind))
+
+            total = _summed(builder, kind, _WORD(0), number, 1, product)
+            target = builder.bitcast(builder.gep(out_data, [here]), kind.as_pointer())
+            builder.store(total, target, align=signature.args[0].dtype.bitwidth // 8)
+            return context.get_dummy_value()
+
+        word = types.uint64
+        return types.void(out, word, shift, place, word, word, data, x), generate
+
+    return store_sums
 
 
 def shifted_sums(lanes: int, *, shared: bool) -> Any:

@@ -89,8 +89,14 @@ class Stored:
 
     @property
     def stored_code(self) -> str:
-        """Dtype of the values in the plan."""
-        return f"<f{self.stored_bytes}"
+        """Dtype of the values in the plan; the bits of a bfloat16 are kept as an integer."""
+        return "<u2" if self.stored_bytes == 2 else f"<f{self.stored_bytes}"
+
+    @property
+    def values(self) -> str:
+        """What values are kept as, in words."""
+        kind = {2: "bfloat16", 4: "float32", 8: "float64"}[self.stored_bytes]
+        return f"{kind}, rounded" if self.rounded else kind
 
     @property
     def words(self) -> tuple[int, ...]:
@@ -171,7 +177,7 @@ def read_head(plan: PlanArrays, form: int) -> tuple[Stored, list[int]]:
         )
     rows, columns, nnz, value_bytes, stored_bytes, rounded = words[1:7]
     stored = Stored(rows, columns, nnz, value_bytes, stored_bytes, bool(rounded))
-    if min(words[1:]) < 0 or {stored.value_bytes, stored.stored_bytes} - {4, 8}:
+    if min(words[1:]) < 0 or stored.value_bytes not in (4, 8) or stored_bytes not in (2, 4, 8):
         raise InvalidSpecError("the head of the plan makes no sense", where="head")
     return stored, words[7:]
 

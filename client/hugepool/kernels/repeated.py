@@ -138,6 +138,60 @@ class RepeatedLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of rows, and the patterns of columns that these have; made by :func:`runs_of`.
+
+    Parameters
+    ----------
+    first, pattern, starts
+        As a plan's parts.
+    source
+        A row of each pattern.
+    shared
+        Whether the rows of a run have the same values, too.
+    """
+
+    first: Array
+    pattern: Array
+    starts: Array
+    source: Array
+    shared: bool
+
+    @property
+    def elements(self) -> int:
+        """Of all patterns together."""
+        return int(self.starts[-1])
+
+    @property
+    def widths(self) -> Array:
+        """Entries of a row of each run."""
+        found: Array = np.diff(self.starts)[self.pattern]
+        return found
+
+    def check_reach(self, shift: Array, columns: int) -> None:
+        """Refuse runs that would read beyond x: the matrix must have changed.
+
+        Raises
+        ------
+        InvalidSpecError
+            With these distances between column and row, one would.
+        """
+        patterns = len(self.source)
+        filled = np.flatnonzero(np.diff(self.starts))
+        least = np.zeros(patterns, np.int64)
+        most = np.zeros(patterns, np.int64)
+        if len(filled):
+            least[filled] = np.minimum.reduceat(shift, self.starts[filled])
+            most[filled] = np.maximum.reduceat(shift, self.starts[filled])
+        used = self.widths > 0
+        rows = self.first.astype(np.int64)
+        low = (rows[:-1] + least[self.pattern])[used]
+        high = (rows[1:] - 1 + most[self.pattern])[used]
+        if (low < 0).any() or (high >= columns).any():
+            refuse_changed("indices")
+
+
+@dataclass(frozen=True, slots=True)
 class RepeatedSurvey:
     """Runs and patterns of one matrix; made by :func:`survey_repeated`.
 
@@ -145,17 +199,12 @@ class RepeatedSurvey:
     ----------
     layout
         What the plan will hold.
-    first, pattern, starts
-        As the plan's parts.
-    source
-        A row of each pattern.
+    runs
+        And their patterns.
     """
 
     layout: RepeatedLayout
-    first: Array
-    pattern: Array
-    starts: Array
-    source: Array
+    runs: Runs
 
     def begin(self, a: CsrArrays, plan: PlanArrays) -> None:
         """Write what no fill writes; all of it, if values are shared. Once, before the first fill.
@@ -166,50 +215,34 @@ class RepeatedSurvey:
             The arrays are not those of the layout's `parts`, are read-only, or the matrix
             is not the one that was looked at.
         """
-        layout = self.layout
+        layout, runs = self.layout, self.runs
         a = source_in({"A": a}, layout.stored)
         found = parts_in(plan, layout.parts, writable=True)
         for role, array in (
-            ("first", self.first),
-            ("pattern", self.pattern),
-            ("starts", self.starts),
+            ("first", runs.first),
+            ("pattern", runs.pattern),
+            ("starts", runs.starts),
         ):
             found[role][:] = array
         shift = found["shift"]
         values = found["values"] if layout.shared else found["values"][:0]
-        arguments = (a.indptr, a.indices, a.data, a.shape[1], self.source, self.starts)
+        arguments = (a.indptr, a.indices, a.data, a.shape[1], runs.source, runs.starts)
         outcome = _fill_patterns(*arguments, shift, values, 0, layout.patterns)
         refuse_fill(outcome, a)
-        widths = np.diff(self.starts)[self.pattern]
         if layout.shared:
-            found["place"][:] = self.starts[self.pattern]
+            found["place"][:] = runs.starts[runs.pattern]
         else:
-            entries = np.diff(self.first.astype(np.int64)) * widths
+            entries = np.diff(runs.first.astype(np.int64)) * runs.widths
             found["place"][:] = np.cumsum(entries) - entries
             if entries.sum() != layout.stored.nnz:
                 refuse_changed("indptr")
-        self._check_reach(shift)
+        runs.check_reach(shift, layout.stored.columns)
         write_head(
             plan,
             REPEATED_FORM,
             layout.stored,
             *(layout.runs, layout.patterns, layout.elements, int(layout.shared)),
         )
-
-    def _check_reach(self, shift: Array) -> None:
-        """Refuse runs that would read beyond x: the matrix must have changed."""
-        filled = np.flatnonzero(np.diff(self.starts))
-        least = np.zeros(self.layout.patterns, np.int64)
-        most = np.zeros(self.layout.patterns, np.int64)
-        if len(filled):
-            least[filled] = np.minimum.reduceat(shift, self.starts[filled])
-            most[filled] = np.maximum.reduceat(shift, self.starts[filled])
-        used = np.diff(self.starts)[self.pattern] > 0
-        rows = self.first.astype(np.int64)
-        low = (rows[:-1] + least[self.pattern])[used]
-        high = (rows[1:] - 1 + most[self.pattern])[used]
-        if (low < 0).any() or (high >= self.layout.stored.columns).any():
-            refuse_changed("indices")
 
 
 def survey_repeated(a: CsrArrays, storage: Storage = "exact") -> RepeatedSurvey | str:
@@ -222,7 +255,7 @@ def survey_repeated(a: CsrArrays, storage: Storage = "exact") -> RepeatedSurvey 
     a
         The matrix, float32 or float64, at most 2**32 - 1 rows, columns and entries.
     storage
-        Whether values may be rounded to float32.
+        Whether values may be rounded, and to what.
 
     Raises
     ------
@@ -234,6 +267,30 @@ def survey_repeated(a: CsrArrays, storage: Storage = "exact") -> RepeatedSurvey 
         The matrix has another dtype, or is too large.
     """
     a = real_matrix({"A": a})
+    rows, columns = a.shape
+    runs = runs_of(a)
+    if isinstance(runs, str):
+        return runs
+    begin, end = int(a.indptr[0]), int(a.indptr[-1])
+    stored_bytes, rounded = stored_as(a.data[begin:end], storage, fewest=2)
+    stored = Stored(rows, columns, end - begin, a.data.itemsize, stored_bytes, rounded)
+    counts = (len(runs.pattern), len(runs.source), runs.elements)
+    return RepeatedSurvey(RepeatedLayout(stored, *counts, runs.shared), runs)
+
+
+def runs_of(a: CsrArrays) -> Runs | str:
+    """Find runs of rows and their patterns, or why there are too many.
+
+    Parameters
+    ----------
+    a
+        The matrix, as :func:`real_matrix` gives it.
+
+    Raises
+    ------
+    InvalidMatrixError, IndexOutOfRangeError, InvalidSpecError
+        As :func:`survey_repeated`.
+    """
     rows, columns = a.shape
     bits = a.data.view(f"u{a.data.itemsize}")
     first = np.empty(rows // FEWEST_ROWS + _SPARE_RUNS, np.uint32)
@@ -261,14 +318,10 @@ def survey_repeated(a: CsrArrays, storage: Storage = "exact") -> RepeatedSurvey 
     starts = np.zeros(len(source) + 1, np.int64)
     lengths = a.indptr[source.astype(np.int64) + 1] - a.indptr[source]
     np.cumsum(lengths, out=starts[1:])
-    elements, shared = int(starts[-1]), len(compared) > 0
-    stored_bytes, rounded = stored_as(a.data[begin:end], storage)
-    stored = Stored(rows, columns, end - begin, a.data.itemsize, stored_bytes, rounded)
-    layout = RepeatedLayout(stored, runs, len(source), elements, shared or end == begin)
     index_nbytes = (end - begin) * a.indices.itemsize
-    if elements * 8 > index_nbytes // 2 + (_SPARE_RUNS << 10):
+    if int(starts[-1]) * 8 > index_nbytes // 2 + (_SPARE_RUNS << 10):
         return f"its {len(source):,} patterns take more than half of the space of its columns"
-    return RepeatedSurvey(layout, first, pattern, starts, source)
+    return Runs(first, pattern, starts, source, len(compared) > 0 or end == begin)
 
 
 def repeated_work(plan: PlanArrays) -> Array:

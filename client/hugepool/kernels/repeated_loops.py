@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hugepool.kernels.bfloat16 import put_value, value_at
 from hugepool.kernels.csr import BAD_COLUMN, BAD_INDPTR, CHANGED, DONE
 from hugepool.kernels.lanes import shifted_sums
 
@@ -152,7 +153,7 @@ def fill_patterns(
                 return CHANGED, np.int64(row), _ZERO
             shift[place + k] = np.int64(column - row)
             if len(values) > 0:
-                values[place + k] = data[start + k]
+                put_value(values, place + k, data[start + k])
     return DONE, np.int64(0), _ZERO
 
 
@@ -229,7 +230,7 @@ def fill_runs(
                 for k in range(width):
                     distance = np.uint64(indices[begin + k]) - (row + j)
                     other |= distance - np.uint64(shift[at + k])
-                    values[target + k * lanes + j] = data[begin + k]
+                    put_value(values, target + k * lanes + j, data[begin + k])
                 if other != _ZERO:
                     return CHANGED, np.int64(row + j), _ZERO
             row += lanes
@@ -268,7 +269,9 @@ def matvec_own(
         while row < stop:
             total = kind(0)
             for k in range(width):
-                total += kind(values[source + k]) * kind(x[row + np.uint64(shift[at + k])])
+                total += kind(value_at(values, source + k)) * kind(
+                    x[row + np.uint64(shift[at + k])]
+                )
             out[row] = total
             row += _ONE
             source += width
@@ -303,6 +306,6 @@ def matvec_shared(
         while row < stop:
             total = kind(0)
             for k in range(width):
-                total += kind(values[at + k]) * kind(x[row + np.uint64(shift[at + k])])
+                total += kind(value_at(values, at + k)) * kind(x[row + np.uint64(shift[at + k])])
             out[row] = total
             row += _ONE

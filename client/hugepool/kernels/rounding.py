@@ -1,4 +1,4 @@
-"""Which matrices may keep their float64 values as float32."""
+"""Which matrices may keep their values in fewer bytes, as float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Literal
 import numpy as np
 
 from hugepool.kernels.base import Array
+from hugepool.kernels.compiler import CompiledLoop
 
-Storage = Literal["exact", "compact"]
-"""``exact``: only if nothing is lost. ``compact``: values may be rounded, see :func:`stored_as`."""
+Storage = Literal["exact", "compact", "bfloat16"]
+"""``exact``: only if nothing is lost. The others allow rounding, see :func:`stored_as`."""
 
 _BLOCK = 1 << 16
 _ROUNDING = 2.0**-24
 """Half a unit in the last place of float32, relative."""
 
+_survey_rounding = CompiledLoop("hugepool.kernels.bfloat16", "survey_rounding")
 
-def stored_as(data: Array, storage: Storage) -> tuple[int, bool]:
+
+def stored_as(data: Array, storage: Storage, *, fewest: int = 4) -> tuple[int, bool]:
     """How many bytes a value takes in a plan, and whether values are rounded for that.
 
     With ``exact`` a float64 becomes a float32 only if every value is one (of a NaN only
@@ -32,18 +35,34 @@ def stored_as(data: Array, storage: Storage) -> tuple[int, bool]:
     one (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1;
     products that underflow left aside).
 
+    With ``bfloat16`` values are rounded to the nearest bfloat16, ties to even, if each then
+    keeps a relative error of at most 2**-8, which takes that place in the bound; infinities
+    and NaN stay what they are. Where one would lose more, this is ``compact``; so it is for a
+    form that does not take bfloat16. Needs numba.
+
     Parameters
     ----------
     data
         float32 or float64, shape (nnz,).
     storage
-        Whether rounding is allowed.
+        Whether rounding is allowed, and how far.
+    fewest
+        Bytes of a value that the form takes: 2 or 4.
 
     Returns
     -------
     tuple of int and bool
-        4 or 8, and True if a value changes.
+        2, 4 or 8, and True if a value changes.
+
+    Raises
+    ------
+    MissingExtraError
+        ``bfloat16`` without numba.
     """
+    if storage == "bfloat16" and fewest == 2:
+        change = int(_survey_rounding(np.ascontiguousarray(data)))
+        if change < 2:
+            return 2, change == 1
     if data.itemsize == 4:
         return 4, False
     rounded = False

@@ -118,7 +118,8 @@ def _print_once(picture: Picture, sort: str, reverse: bool, pattern: str, as_jso
 
     from hugepool.live.screen import View, screen
 
-    console = Console()
+    # Without colours, bold is left out too: NO_COLOR asks for no codes at all.
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     console.print(screen(picture, View(sort, reverse, pattern), width=console.width))
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
+
+from msgspec.structs import replace
 
 from hugepool.live.picture import Picture
 from hugepool.live.watcher import Watcher
+from hugepool_common.printable import printable
 
 INTERVAL_S = 0.5
 
@@ -130,13 +134,13 @@ class Feed:
             self._pause(self._interval_s)
         while True:
             if not self._viewers:
-                self._watcher.close()  # nobody looks: leave the coordinator alone
+                self._rest()  # nobody looks: leave the coordinator alone
             with self._changed:
                 self._changed.wait_for(lambda: self._viewers or self._ended)
                 if self._ended:
                     break
             began = time.monotonic()
-            picture = self._watcher.look()
+            picture = self._look()
             with self._changed:
                 if not (self.number and picture.same_as(self._picture)):
                     self.number += 1
@@ -144,7 +148,21 @@ class Feed:
                 os.eventfd_write(self._news, 1)
                 self._changed.notify_all()
             self._pause(self._interval_s - (time.monotonic() - began))
-        self._watcher.close()
+        self._rest()
+
+    def _look(self) -> Picture:
+        """A picture; of a look that failed, the last one with what went wrong."""
+        try:
+            return self._watcher.look()
+        except Exception as error:  # else this thread would end, and others wait for ever
+            self._rest()
+            said = printable(f"looking failed: {type(error).__name__}: {error}")
+            return replace(self._picture, taken=time.time(), state="silent", said=said)
+
+    def _rest(self) -> None:
+        """End the session until the next look."""
+        with suppress(Exception):  # it is one of a coordinator that has ended, or the like
+            self._watcher.close()
 
     def _pause(self, seconds: float) -> None:
         with self._changed:

@@ -23,6 +23,9 @@ MOST_FILLS = 4
 LEAST_ARRAYS = 3
 """Rows of each table on a screen that has no room for all."""
 
+LEAST_SHARED = 8
+"""Columns that a name or shape is left with, and cut to, before others are left out."""
+
 _BAR = 20
 _RESTART_SHOWN_S = 30.0
 _NUMBER = (1 << 32) - 1
@@ -84,16 +87,16 @@ def screen(
     else:
         shown, more_workers, more_jobs = arrays, 0, 0
     parts: list[RenderableType] = [*above, *(_fill(one, width) for one in fills), Text()]
-    parts.append(_arrays(shown))
+    parts.append(_arrays(shown, width))
     if not arrays:
         parts.append(Text(f"  {_no_arrays(picture, view)}", "dim"))
     elif len(shown) < len(arrays):
         last = view.first + len(shown)
         parts.append(Text(f"  {view.first + 1} to {last} of {len(arrays)}", "dim"))
     if workers:
-        parts += [Text(), _workers(workers), *_more(more_workers, "workers")]
+        parts += [Text(), _workers(workers, width), *_more(more_workers, "workers")]
     if jobs:
-        parts += [Text(), _jobs(jobs), *_more(more_jobs, "jobs")]
+        parts += [Text(), _jobs(jobs, width), *_more(more_jobs, "jobs")]
     if height is not None:
         parts += [Text(), _footer(view, width)]
     return Group(*parts)
@@ -173,8 +176,15 @@ def _huge_style(huge: int, length: int) -> str:
     return "green" if huge == length else "yellow" if huge else "red"
 
 
-def _table(*columns: tuple[str, bool, int]) -> Table:
-    """A table without rules, whose columns are a title, whether flush right, and their share."""
+_Row = Sequence[str | Text]
+
+
+def _table(width: int, rows: Sequence[_Row], *columns: tuple[str, bool, int]) -> Table:
+    """A table without rules, whose columns are a title, whether flush right, and their share.
+
+    What a screen is too narrow for is left out from the right: the first column stays.
+    """
+    columns = columns[: _that_fit(width, rows, columns)]
     table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True, header_style="bold")
     for title, right, ratio in columns:
         table.add_column(
@@ -184,46 +194,57 @@ def _table(*columns: tuple[str, bool, int]) -> Table:
             overflow="ellipsis",
             ratio=ratio or None,
         )
+    for row in rows:
+        table.add_row(*row[: len(columns)])
     return table
 
 
-def _arrays(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _table(
-        *(("NAME", False, 3), ("DTYPE", False, 0), ("SHAPE", False, 2), ("BYTES", True, 0)),
-        *(("BACKING", False, 0), ("HUGE %", True, 0), ("READERS", True, 0)),
-    )
-    for array in rows:
+def _that_fit(width: int, rows: Sequence[_Row], columns: Sequence[tuple[str, bool, int]]) -> int:
+    """How many columns there is room for, those that share what is left having little."""
+    used = -2
+    for place, (title, _, ratio) in enumerate(columns):
+        longest = max([len(title), *(len(row[place]) for row in rows)])
+        used += 2 + (min(longest, LEAST_SHARED) if ratio else longest)
+        if used > width:
+            return max(place, 1)
+    return len(columns)
+
+
+def _arrays(arrays: Sequence[dict[str, Any]], width: int) -> Table:
+    rows: list[_Row] = []
+    for array in arrays:
         name = Text(array["name"])
         if array["lost"]:
             name.stylize("red")
         elif not array["sealed"]:
             name.stylize("italic")
-        table.add_row(
-            name,
-            array["dtype"],
-            shape_text(array["shape"]),
-            sized(array["nbytes"]),
-            "lost" if array["lost"] else array["backing"],
-            Text(
-                percent(huge_fraction(array)),
-                _huge_style(array["huge_bytes"], array["length"]),
-            ),
-            str(array["readers"]),
+        huge = percent(huge_fraction(array))
+        rows.append(
+            (
+                name,
+                array["dtype"],
+                shape_text(array["shape"]),
+                sized(array["nbytes"]),
+                "lost" if array["lost"] else array["backing"],
+                Text(huge, _huge_style(array["huge_bytes"], array["length"])),
+                str(array["readers"]),
+            )
         )
-    return table
+    return _table(
+        width,
+        rows,
+        *(("NAME", False, 3), ("DTYPE", False, 0), ("SHAPE", False, 2), ("BYTES", True, 0)),
+        *(("BACKING", False, 0), ("HUGE %", True, 0), ("READERS", True, 0)),
+    )
 
 
 def _no_arrays(picture: Picture, view: View) -> str:
     return f"none of {len(picture.arrays)} matches {view.pattern}" if picture.arrays else "none"
 
 
-def _workers(rows: Sequence[WorkerView]) -> Table:
-    table = _table(
-        *(("PID", False, 0), ("CPU", False, 1), ("AT", False, 2), ("JOB", True, 0)),
-        *(("PARTS", True, 0), ("PARTS/S", True, 0), ("GB/S", True, 0), ("DTLB/EL", True, 0)),
-    )
-    for one in rows:
-        table.add_row(
+def _workers(workers: Sequence[WorkerView], width: int) -> Table:
+    rows: list[_Row] = [
+        (
             str(one.pid),
             ",".join(map(str, one.cpus)) or "any",
             Text(one.kernel or "idle", "" if one.busy else "dim"),
@@ -235,7 +256,14 @@ def _workers(rows: Sequence[WorkerView]) -> Table:
             if one.tlb_note and one.tlb_misses_per_element is None
             else _rounded(one.tlb_misses_per_element),
         )
-    return table
+        for one in workers
+    ]
+    return _table(
+        width,
+        rows,
+        *(("PID", False, 0), ("CPU", False, 1), ("AT", False, 2), ("JOB", True, 0)),
+        *(("PARTS", True, 0), ("PARTS/S", True, 0), ("GB/S", True, 0), ("DTLB/EL", True, 0)),
+    )
 
 
 def _rounded(value: float | None) -> str:
@@ -244,27 +272,31 @@ def _rounded(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 or value == 0 else f"{value:.3g}"
 
 
-def _jobs(rows: Sequence[JobInfo]) -> Table:
-    table = _table(
-        *(("JOB", False, 0), ("KERNEL", False, 2), ("PARTS", False, 0), ("", False, 2)),
-        *(("WORKERS", True, 0), ("BY PID", True, 0), ("FOR", True, 0)),
-    )
+def _jobs(jobs: Sequence[JobInfo], width: int) -> Table:
+    rows: list[_Row] = []
     now_ns = time.monotonic_ns()
-    for job in rows:
+    for job in jobs:
         full = round(10 * job.parts_done / job.parts)
         bar = Text.assemble(("━" * full, "cyan"), ("─" * (10 - full), "dim"))
         if job.waiting:
             bar = Text("waits for workers", "yellow")
-        table.add_row(
-            str(job.job & _NUMBER),
-            job.kernel,
-            f"{job.parts_done}/{job.parts}",
-            bar,
-            str(len(job.workers)),
-            str(job.pid),
-            "" if job.started_ns is None else elapsed(now_ns - job.started_ns),
+        rows.append(
+            (
+                str(job.job & _NUMBER),
+                job.kernel,
+                f"{job.parts_done}/{job.parts}",
+                bar,
+                str(len(job.workers)),
+                str(job.pid),
+                "" if job.started_ns is None else elapsed(now_ns - job.started_ns),
+            )
         )
-    return table
+    return _table(
+        width,
+        rows,
+        *(("JOB", False, 0), ("KERNEL", False, 2), ("PARTS", False, 0), ("", False, 2)),
+        *(("WORKERS", True, 0), ("BY PID", True, 0), ("FOR", True, 0)),
+    )
 
 
 def _footer(view: View, width: int) -> Text:

@@ -22,6 +22,7 @@ from hugepool_common.errors import HugepoolError, NotEnoughMemoryError
 from hugepool_common.mapping import CancelFlag, Mapping, Progress
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Host
+from hugepool_common.printable import printable
 from hugepool_common.spec import Fall, PageReport, Segment
 from hugepool_common.units import format_bytes, page_size_name, round_up
 from hugepool_server.backends.filling import NoRoom
@@ -196,7 +197,8 @@ class Backend(ABC):
 
     def refused(self, call: str, reason: str, *, error: int = 0, remedy: str = "") -> RungRefused:
         """The refusal of this rung, to be raised."""
-        return RungRefused(Fall(self.rung, call, error, reason, remedy))
+        # A path may have bytes that are no UTF-8, and no message or record can carry those.
+        return RungRefused(Fall(self.rung, call, error, printable(reason), printable(remedy)))
 
     def _filled(
         self,

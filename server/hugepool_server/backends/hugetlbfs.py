@@ -127,7 +127,9 @@ class HugetlbfsBackend(Backend):
                 "statvfs",
                 f"{mount.path} has {format_bytes(_room(mount))} left of its size= option",
                 error=errno.ENOSPC,
-                remedy=f"{_mount_command(self.page_size, length + (mount.limit_bytes or 0))}",
+                remedy=""
+                if host.past_all_memory(length, limited=False)
+                else _mount_command(self.page_size, length + (mount.limit_bytes or 0)),
             )
         # Pages that a mount claimed by min_size= are missing in the pool's own
         # count; only mmap knows how many of them are left.
@@ -145,7 +147,9 @@ class HugetlbfsBackend(Backend):
                 "hugetlb cgroup",
                 f"the control group allows {format_bytes(limit.headroom_bytes)} more",
                 error=errno.ENOMEM,
-                remedy=f"echo {limit.usage_bytes + length} > {limit.where}",
+                remedy=""
+                if host.past_all_memory(limit.usage_bytes + length, limited=False)
+                else f"echo {limit.usage_bytes + length} > {limit.where}",
             )
         return None
 
@@ -183,7 +187,8 @@ class HugetlbfsBackend(Backend):
     def _mount_remedy(self, host: Host, pool: Pool, length: int) -> str:
         command = _mount_command(self.page_size, None)
         if pool.available_bytes < length:
-            return f"{pool_command(host, pool, length)} && {command}"
+            enlarge = pool_command(host, pool, length)
+            return f"{enlarge} && {command}" if enlarge else ""
         return command
 
 
@@ -204,6 +209,8 @@ class Hugetlbfs1G(HugetlbfsBackend):
 def pool_command(host: Host, pool: Pool, length: int, *, at_least: int = 0) -> str:
     """The command that makes a pool large enough for `length` bytes more.
 
+    Empty where memory is too small for such a pool: see :meth:`Host.pool_shortage`.
+
     Parameters
     ----------
     at_least
@@ -211,6 +218,8 @@ def pool_command(host: Host, pool: Pool, length: int, *, at_least: int = 0) -> s
     """
     missing = max(at_least, length // pool.page_size - pool.available_pages)
     pages = pool.total_pages - pool.surplus_pages + missing
+    if host.pool_shortage(pool.page_size, pool.available_pages + missing):
+        return ""
     if pool.page_size == host.default_huge_page_size:
         return f"sysctl vm.nr_hugepages={pages}"
     return (

@@ -32,7 +32,7 @@ from hugepool_common.errors import (
 )
 from hugepool_common.mapping import CancelFlag, Progress
 from hugepool_common.pages import Host, LiveHost
-from hugepool_common.spec import Fall, HugePages, PageReport, PageSize, Segment
+from hugepool_common.spec import BY_LENGTH, Fall, HugePages, PageReport, PageSize, Segment
 from hugepool_common.units import KIB, MIB, format_bytes, parse_page_size
 from hugepool_server.backends.base import Backend, RungRefused, SegmentRequest
 from hugepool_server.backends.hugetlbfs import Hugetlbfs1G, Hugetlbfs2M, HugetlbfsBackend
@@ -134,8 +134,8 @@ def make_segment(
     rungs = rungs_for(request.nbytes, huge_pages, page_size, backing)
     falls: list[Fall] = []
     if rungs[0] == SMALL_RUNG and len(rungs) > 1:
-        reason = f"arrays under {format_bytes(SMALL_ARRAY_BYTES)} take small pages"
-        falls.append(Fall(_HUGE_2M[0], "nbytes", 0, reason, "ask for huge_pages='on'"))
+        reason = f"arrays under {_iec(SMALL_ARRAY_BYTES)} take small pages"
+        falls.append(Fall(_HUGE_2M[0], BY_LENGTH, 0, reason, "ask for huge_pages='on'"))
     whole = huge_pages == "on" or backing not in ("", SMALL_RUNG)
     host = host or LiveHost()  # a small array needs little of it
     for rung in rungs:
@@ -269,16 +269,19 @@ def _nothing(
     nbytes: int, rungs: list[str], falls: list[Fall], host: Host
 ) -> NotEnoughPagesError | NotEnoughMemoryError:
     """The error when every rung refused, with the facts of the first and all reasons."""
-    tried = [fall for fall in falls if fall.call != "nbytes"]
+    tried = [fall for fall in falls if fall.call != BY_LENGTH]
     reasons = "; ".join(f"{fall.rung}: {fall.reason}" for fall in tried)
     remedy = next((fall.remedy for fall in tried if fall.remedy), "")
+    too_large = host.past_all_memory(nbytes, limited=False)
+    if too_large:  # what mends a rung elsewhere makes no room here
+        remedy = f"{too_large}: make a smaller array, or several on several machines"
     if SMALL_RUNG in rungs:
         last = next(fall for fall in tried if fall.rung == SMALL_RUNG)
         return NotEnoughMemoryError(
             f"no page kind has room ({reasons})",
             needed=format_bytes(nbytes),
             had=last.reason,
-            remedy=last.remedy or remedy,
+            remedy=remedy if too_large else last.remedy or remedy,
         )
     backend = backend_of(rungs[0])
     pool = host.pool(backend.page_size) if isinstance(backend, HugetlbfsBackend) else None
@@ -288,7 +291,7 @@ def _nothing(
         needed=f"{count} huge {'page' if count == 1 else 'pages'} of {_iec(backend.page_size)}",
         had=f"{pool.available_pages} free" if pool else tried[0].reason,
         where=rungs[0],
-        remedy=remedy,
+        remedy=remedy or (host.pool_shortage(backend.page_size, count) if pool else ""),
     )
 
 

@@ -49,7 +49,7 @@ class SharedMemoryBackend(Backend):
         roomy = [mount for mount in writable if mount.available_bytes >= length]
         if not roomy:
             fullest = max(writable, key=lambda mount: mount.available_bytes)
-            raise self._full(fullest, length)
+            raise self._full(fullest, length, host)
         if not _surely_fits(length, host) and host.memory_headroom_bytes - SPARE_BYTES < length:
             raise self._no_memory(host, length)
         return roomy[0]
@@ -176,14 +176,16 @@ class SharedMemoryBackend(Backend):
         }.get(number, (os.strerror(number), ""))
         return Fall(self.rung, "madvise", number, reason, remedy)
 
-    def _full(self, mount: TmpfsMount, length: int) -> RungRefused:
+    def _full(self, mount: TmpfsMount, length: int, host: Host) -> RungRefused:
         used_bytes = mount.limit_bytes - mount.available_bytes
         needed_mib = -(-(used_bytes + length) // MIB)
         return self.refused(
             "statvfs",
             f"{mount.path} has {format_bytes(mount.available_bytes)} free",
             error=errno.ENOSPC,
-            remedy=f"mount -o remount,size={needed_mib}M {mount.path}",
+            remedy=""
+            if host.past_all_memory(needed_mib * MIB)
+            else f"mount -o remount,size={needed_mib}M {mount.path}",
         )
 
     def _no_memory(self, host: Host, length: int) -> RungRefused:
@@ -197,7 +199,9 @@ class SharedMemoryBackend(Backend):
             "memory cgroup",
             f"{reason} under the limit of {limit.where}",
             error=errno.ENOMEM,
-            remedy=f"raise the limit of {limit.where} by {format_bytes(length - free_bytes)}",
+            remedy=""
+            if 0 < host.memory_total_bytes < length
+            else f"raise the limit of {limit.where} by {format_bytes(length - free_bytes)}",
         )
 
 

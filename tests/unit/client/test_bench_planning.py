@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hugepool.bench.cases import (
 )
 from hugepool.bench.limits import share_of_limit
 from hugepool.bench.matrices import CsrMatrix
-from hugepool.bench.measure import Cell, Sample, shuffled
+from hugepool.bench.measure import Cell, Patience, Sample, shuffled
 from hugepool.bench.memory import (
     check_pages,
     in_pages,
@@ -147,6 +148,33 @@ def test_a_worker_without_its_cpu_is_disturbed() -> None:
     )
     assert Sample.of(JobTimings(1, parts, 0)).disturbed
     assert not Sample.of(JobTimings(1, parts[:1], 0)).disturbed
+
+
+class _Busy:
+    """A pool on a machine whose CPUs others use too."""
+
+    def __init__(self, wall_ns: int) -> None:
+        self.runs = 0
+        self._part = Timing("gather", started_ns=0, wall_ns=wall_ns, cpu_ns=wall_ns // 2)
+
+    def run(self, *_: object, **__: object) -> JobTimings:
+        self.runs += 1
+        return JobTimings(1, (self._part,), 0)
+
+
+def test_what_is_disturbed_is_taken_up_again_as_long_as_there_is_patience() -> None:
+    busy: Any = _Busy(1_000)
+    patience, cell = Patience(), made("shm-4k", 1)
+    cell.settled(busy)  # its worker is known from here on
+    before = busy.runs
+    assert cell.undisturbed(busy, patience).disturbed
+    assert busy.runs - before == 3 and not patience.spent
+    assert patience.note(2, 10).endswith("after 3 tries each")
+    patience.left_ns = 0
+    assert cell.undisturbed(busy, patience).disturbed
+    assert busy.runs - before == 4
+    assert "after up to 3 tries each" in patience.note(3, 10)
+    assert patience.note(0, 10) == ""
 
 
 # Memory ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from hugepool.bench.plot import write_plot
+from hugepool.bench.command import write_results
 from hugepool.bench.reproduce import STORY, ArticleRow, doubts
 from hugepool.bench.results import Benchmark, Missing, missing_rung
 from hugepool.bench.statistics import Speedup, Spread, paired_speedup
@@ -24,8 +25,9 @@ from hugepool.bench.table import (
     speedup_text,
     wrapped,
 )
-from hugepool_common.errors import NotEnoughPagesError
+from hugepool_common.errors import HugepoolError, NotEnoughPagesError
 from support.benchmarks import TITLE, benchmark, cell
+from support.host import Mounts
 
 
 def test_the_table_tells_everything_in_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,11 +47,15 @@ def test_the_table_tells_everything_in_100_columns(capsys: pytest.CaptureFixture
     assert max(map(len, lines)) <= WIDTH
 
 
-def test_a_terminal_gets_the_same_rows() -> None:
+@pytest.mark.parametrize("columns", [WIDTH, 60])
+def test_a_terminal_gets_the_same_rows_however_narrow_it_is(columns: int) -> None:
     screen = io.StringIO()
-    print_benchmark(benchmark(), Console(file=screen, width=WIDTH, force_terminal=True))
+    print_benchmark(benchmark(), Console(file=screen, width=columns, force_terminal=True))
     text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
     assert "\x1b[1m" in screen.getvalue()
+    rows = [line.split() for line in text.splitlines()]
+    assert ["backing", "kernel", "w", "median", "IQR", "min"] in [row[:6] for row in rows]
+    assert ["hugetlbfs-2m", "hugepool", "1", "102", "2.00", "100"] in [row[:6] for row in rows]
     for piece in (TITLE, "1.98x (1.94-2.01)", "baseline", "<here>", "mount -o huge=always"):
         assert piece in text
 
@@ -153,5 +159,33 @@ def test_the_plot_is_a_png_unless_it_is_named_svg(tmp_path: Path, name: str, beg
     pytest.importorskip("matplotlib")
     target = tmp_path / name
     run = benchmark(cell("shm-4k"), cell(), cell(pattern="zipf"), cell(pattern="stride"))
-    write_plot(run, str(target))
+    write_results(run, False, None, str(target), None)
     assert target.read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize("option", ["output", "plot", "html"])
+def test_a_full_disk_leaves_the_file_of_before(
+    mounts: Mounts, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    if option == "plot":
+        pytest.importorskip("matplotlib")
+    place = Path(mounts.tmpfs("size=16k"))
+    before = place / "before"
+    before.write_text("of before")
+    with pytest.raises(OSError), (place / "rest").open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(4096))
+    files = dict.fromkeys(("output", "plot", "html")) | {option: str(before)}
+    with pytest.raises(HugepoolError, match=f"cannot write {before}: No space left"):
+        write_results(benchmark(cell("shm-4k"), cell()), False, **files)
+    assert before.read_text() == "of before"
+    assert sorted(os.listdir(place)) == ["before", "rest"]
+    assert "shm-4k" in capsys.readouterr().out, "what was measured is shown all the same"
+
+
+def test_results_are_written_through_a_link_and_to_a_device(tmp_path: Path) -> None:
+    run, target, link = benchmark(cell()), tmp_path / "run.json", tmp_path / "newest.json"
+    link.symlink_to(target)
+    write_results(run, False, str(link), None, os.devnull)
+    assert link.is_symlink() and target.read_bytes() == run.to_json()
+    assert not os.path.isfile(os.devnull)

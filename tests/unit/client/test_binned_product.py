@@ -460,6 +460,7 @@ print("done")
 """
 
 
+@pytest.mark.timeout(1000)
 def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> None:
     environment = os.environ | {
         "NUMBA_BOUNDSCHECK": "1",
@@ -471,6 +472,6 @@ def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> N
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
     )
     assert child.stdout == "done\n", child.stderr

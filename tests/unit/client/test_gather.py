@@ -413,6 +413,7 @@ print("done")
 """
 
 
+@pytest.mark.timeout(1000)
 def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> None:
     need("numba")
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -421,6 +422,6 @@ def test_no_loop_leaves_its_arrays_when_numba_checks_bounds(tmp_path: Path) -> N
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert child.stdout == "done\n", child.stderr

@@ -82,7 +82,7 @@ def test_what_a_request_that_was_given_up_is_granted_goes_back() -> None:
     ledger.disown(2)
     ledger.forget(2)
     ledger.note(2, ArrayCreated(5, info(3)))  # after that
-    assert sent(ledger) == [Detach(4), Destroy("x")]
+    assert sent(ledger) == [Detach(4), Destroy("x", 3)]
     assert held(ledger) == []
 
 
@@ -197,7 +197,7 @@ def test_what_is_asked_again_while_it_is_given_up_goes_back() -> None:
     ledger.begin_anew()
     ledger.note(1, ArrayCreated(5, info(3)))
     ledger.forget(1)
-    assert sent(ledger) == [Destroy("x")]
+    assert sent(ledger) == [Destroy("x", 3)]
     assert held(ledger) == []
 
 
@@ -216,3 +216,10 @@ def test_a_count_is_a_reply_like_any_other() -> None:
     counted = Counted("i", 1, "0", 0, 0, 0, 0, 0, 0, 0, 0, 0, (), ())
     ledger.note(1, counted)
     assert ledger.reply(1) is counted
+
+
+def test_another_coordinator_is_not_told_to_destroy_by_the_numbers_of_the_last_one() -> None:
+    ledger = Ledger()
+    ledger.abandoned.extend([Destroy("x", 3), Destroy("out-7"), Detach(4)])
+    ledger.forget_segments()
+    assert sent(ledger) == [Destroy("out-7"), Detach(4)]

@@ -27,8 +27,10 @@ RUN = Timing("gather", worker=1, elements=100, nbytes=3000, wall_ns=1000, tlb_mi
 
 
 def counted(*workers: WorkerInfo, timings: tuple[Timing, ...] = ()) -> Counted:
-    counts = {field.name: 0 for field in msgspec.structs.fields(Counted) if field.type is int}
-    return Counted(instance="i", version="0", workers=workers, timings=timings, **counts)
+    counts: dict[str, Any] = {
+        field.name: 0 for field in msgspec.structs.fields(Counted) if field.type is int
+    }
+    return Counted(instance="i", version="0", workers=workers, timings=timings, tcp="", **counts)
 
 
 def worker(number: int = 1, *, at: str = "", parts_done: int = 0) -> WorkerInfo:

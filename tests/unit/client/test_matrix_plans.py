@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hugepool.bench.matrices import stencil
+from hugepool.kernels import mirrored
 from hugepool.kernels.base import CsrArrays, PlanArrays
+from hugepool.kernels.mirrored import (
+    MatvecMirrored,
+    MirroredLayout,
+    looks_asymmetric,
+    mirrored_work,
+    survey_mirrored,
+)
 from hugepool.kernels.narrow import (
     FillNarrow,
     MatvecNarrow,
@@ -22,6 +32,7 @@ from hugepool.kernels.ordered import (
     ordered_work,
     survey_ordered,
 )
+from hugepool.kernels.plan_parts import Stored
 from hugepool.kernels.repeated import (
     MatvecRepeated,
     RepeatedLayout,
@@ -33,10 +44,12 @@ from hugepool_common.errors import IndexOutOfRangeError, InvalidMatrixError, Inv
 from support.extras import need
 from support.matrix_plans import (
     Array,
+    build_mirrored,
     build_narrow,
     build_ordered,
     build_repeated,
     memory_for,
+    run_mirrored,
     run_ordered,
     run_repeated,
     scipy_product,
@@ -87,6 +100,76 @@ def test_a_stencil_with_values_of_its_own_keeps_no_columns() -> None:
     x, out = np.random.default_rng(1).random(a.shape[1]), np.empty(a.shape[0])
     run_repeated(plan, x, out)
     assert (out == scipy_product(a, x)).all()
+
+
+def _symmetric(edge: int = 20) -> CsrArrays:
+    """The stencil with a value of its own for each pair of neighbours."""
+    a = _stencil(edge)
+    row = np.repeat(np.arange(a.shape[0]), np.diff(a.indptr))
+    pair = np.minimum(row, a.indices) * a.shape[0] + np.maximum(row, a.indices)
+    return CsrArrays(a.indptr, a.indices, np.sqrt(pair + 2.0), a.shape)
+
+
+def test_half_of_a_symmetric_stencil_is_kept() -> None:
+    need("scipy")
+    a = _symmetric()
+    plan = build_mirrored(a)
+    assert plan is not None
+    layout = MirroredLayout.read(plan)
+    assert layout.distances == 14 and layout.nbytes < 0.42 * _nbytes(a)
+    x, out = np.random.default_rng(1).random(a.shape[1]), np.empty(a.shape[0])
+    run_mirrored(plan, x, out)
+    assert (out == scipy_product(a, x)).all()
+
+
+def test_diagonals_do_not_begin_at_one_place_of_a_page() -> None:
+    for rows in (1, 8, 500, 512, 1 << 20):
+        for stored_bytes in (2, 4, 8):
+            stored = replace(_stored_of(_symmetric(4)), rows=rows, stored_bytes=stored_bytes)
+            layout = MirroredLayout(stored, 1, 1, 27, 14)
+            assert layout.stride >= rows and layout.stride * stored_bytes % 64 == 0
+            assert len({slot * layout.stride * stored_bytes % 4096 for slot in range(14)}) == 14
+
+
+def _stored_of(a: CsrArrays) -> Stored:
+    return Stored(*a.shape, a.nnz, 8, 8, False)
+
+
+def test_a_sample_of_long_rows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = np.arange(40_000.0)
+    a = CsrArrays(np.arange(0, 40_001, 200), np.tile(np.arange(200), 200), full, (200, 200))
+    assert looks_asymmetric(a) != ""
+    a.data[:] = 1
+    a.data[-2] = 2
+    assert looks_asymmetric(a) != ""
+    monkeypatch.setattr(mirrored, "_SAMPLED_PAIRS", 10_000)
+    assert looks_asymmetric(a) == ""
+
+
+def test_what_cannot_be_halved_says_why() -> None:
+    a = _symmetric(6)
+    near = _varying(_stencil(6))
+    assert looks_asymmetric(a) == "" and "mirrors" in looks_asymmetric(near)
+    with pytest.raises(InvalidSpecError, match="not symmetric"):
+        build_mirrored(near)
+    wide = CsrArrays(a.indptr[:-1], a.indices, a.data, (a.shape[0] - 1, a.shape[1]))
+    assert "square" in looks_asymmetric(wide)
+    for matrix, reason in (
+        (wide, "square"),
+        (_stencil(6), "share their values"),
+        (_scattered(5000, 5000), "runs"),
+        # A diagonal: as many places as entries.
+        (CsrArrays(np.arange(901), np.arange(900), np.arange(900.0), (900, 900)), "diagonals"),
+        # Each row has its column twice.
+        (
+            CsrArrays(
+                np.arange(0, 1801, 2), np.repeat(np.arange(900), 2), np.arange(1800.0), (900, 900)
+            ),
+            "more than once",
+        ),
+    ):
+        refusal = survey_mirrored(matrix)
+        assert isinstance(refusal, str) and reason in refusal
 
 
 def test_a_long_run_is_cut_so_that_workers_can_share_it() -> None:
@@ -165,7 +248,9 @@ def test_values_become_float32_only_where_that_keeps_their_digits(
     assert stored_as(np.array([0.1], np.float32), "compact") == (4, False)
 
 
-@pytest.mark.parametrize("survey", [survey_narrow, survey_ordered, survey_repeated])
+@pytest.mark.parametrize(
+    "survey", [survey_narrow, survey_ordered, survey_repeated, survey_mirrored]
+)
 def test_a_bad_matrix_is_refused_by_position(survey: object) -> None:
     assert callable(survey)
     indptr, data = np.array([0, 2, 4]), np.ones(4)
@@ -187,7 +272,11 @@ def test_a_plan_of_another_form_is_refused() -> None:
     narrow, ordered = build_narrow(a), build_ordered(a)
     assert narrow is not None
     x, out = np.ones(64), np.empty(64)
-    for kernel, plan in ((MatvecNarrow(), ordered), (MatvecRepeated(), narrow)):
+    for kernel, plan in (
+        (MatvecNarrow(), ordered),
+        (MatvecRepeated(), narrow),
+        (MatvecMirrored(), narrow),
+    ):
         with pytest.raises(InvalidSpecError, match="another form"):
             kernel({"plan": plan, "x": x, "out": out}, 0, 1)
     with pytest.raises(InvalidSpecError, match="must be a plan"):
@@ -203,21 +292,22 @@ def _read_only(array: Array) -> Array:
 
 
 def test_vectors_that_do_not_fit_are_refused_before_any_write() -> None:
-    a = _stencil(4)
+    a = _stencil(7)
     narrow, repeated, ordered = build_narrow(a), build_repeated(a), build_ordered(a)
-    out = np.full(64, 7.0)
+    out = np.full(343, 7.0)
     for plan, kernel, role in (
         (narrow, MatvecNarrow(), "x"),
         (repeated, MatvecRepeated(), "x"),
+        (build_mirrored(_symmetric(7)), MatvecMirrored(), "x"),
         (ordered, MatvecOrdered(), "permuted"),
     ):
         assert plan is not None
-        x = np.ones(64)
+        x = np.ones(343)
         for wrong in (
-            {role: np.ones(63)},
-            {role: np.ones(64, np.int64)},
-            {"out": np.full(65, 7.0)},
-            {"out": np.full(64, 7.0, np.float32)},
+            {role: np.ones(342)},
+            {role: np.ones(343, np.int64)},
+            {"out": np.full(344, 7.0)},
+            {"out": np.full(343, 7.0, np.float32)},
             {"out": _read_only(out)},
             {"out": x},
         ):
@@ -227,7 +317,7 @@ def test_vectors_that_do_not_fit_are_refused_before_any_write() -> None:
             kernel({"plan": plan, role: x, "out": out}, 0, 10_000)
     assert (out == 7).all()
     with pytest.raises(InvalidSpecError, match="dtype"):
-        OrderX()({"plan": ordered, "x": x, "permuted": np.ones(64, np.float32)}, 0, 1)
+        OrderX()({"plan": ordered, "x": x, "permuted": np.ones(343, np.float32)}, 0, 1)
     with pytest.raises(InvalidSpecError, match="overlaps"):
         OrderX()({"plan": ordered, "x": x, "permuted": x}, 0, 1)
 
@@ -256,20 +346,22 @@ def test_another_matrix_is_refused_by_the_fill() -> None:
 
 
 def test_work_is_counted_by_the_units_that_kernels_take() -> None:
-    a = _stencil(5)
-    plans = (build_narrow(a), build_repeated(a), build_ordered(a))
-    for plan, work in zip(plans, (narrow_work, repeated_work, ordered_work), strict=True):
+    a = _stencil(7)
+    half = build_mirrored(_symmetric(7))
+    plans = (build_narrow(a), build_repeated(a), build_ordered(a), half)
+    works = (narrow_work, repeated_work, ordered_work, mirrored_work)
+    for plan, work in zip(plans, works, strict=True):
         assert plan is not None
         before = work(plan)
         assert before[0] == 0 and before[-1] == a.nnz and (np.diff(before) >= 0).all()
     narrow = plans[0]
     assert narrow is not None
     done = [
-        MatvecNarrow()({"plan": narrow, "x": np.ones(125), "out": np.empty(125)}, unit, unit + 1)
+        MatvecNarrow()({"plan": narrow, "x": np.ones(343), "out": np.empty(343)}, unit, unit + 1)
         for unit in range(NarrowLayout.read(narrow).units)
     ]
     assert [one.nnz for one in done] == np.diff(narrow_work(narrow)).tolist()
-    assert sum(one.elements for one in done) == 125
+    assert sum(one.elements for one in done) == 343
 
 
 def test_a_bound_kernel_runs_ranges_without_further_checks() -> None:

@@ -36,6 +36,6 @@ def test_who_wants_the_place_and_is_taken_back_leaves_it_to_others() -> None:
         call.take_back()
         place.leave(False)
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert not [thread for thread in threads if thread.is_alive()]
         place.close()

@@ -13,7 +13,8 @@ from hugepool import progress
 progress.DELAY_S = 0.0
 with progress.Waiting("reading a[/b]/[red]\\x1b[2J.npy") as waiting:
     waiting.update(1, 2)
-    time.sleep(0.3)
+    while waiting._shown is None:
+        time.sleep(0.01)
 print("done")
 """
 
@@ -25,7 +26,7 @@ def test_names_of_files_are_neither_markup_nor_commands() -> None:
         stdout=subprocess.PIPE,
         stderr=follower,
         text=True,
-        timeout=60,
+        timeout=200,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"},
     )
     os.close(follower)

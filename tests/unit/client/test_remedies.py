@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hugepool.remedies import HUGE_RUNGS, SMALL_RUNG, remedies, room_bytes, tmpfs_places
+from hugepool.remedies import HUGE_RUNGS, SMALL_RUNG, remedies, room_bytes, shortage, tmpfs_places
 from hugepool_common.cgroups import HugetlbLimit, MemoryLimit
 from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import Host, Pool
@@ -56,6 +56,36 @@ def test_a_host_that_has_everything_needs_nothing() -> None:
 def test_a_small_pool_is_raised_by_what_is_missing_beside_what_is_promised() -> None:
     # 512 pages wanted, 6 of 10 neither taken nor promised: 506 more.
     assert commands("hugetlbfs-2m", BARE) == ["sysctl vm.nr_hugepages=516", MAKE_MOUNT]
+
+
+@pytest.mark.parametrize(
+    ("rung", "room", "why"),
+    [
+        ("hugetlbfs-2m", 40 * GIB, "this machine has 25.8 GB of memory"),
+        ("hugetlbfs-2m", 23 * GIB, "only 17.2 GB of memory are free"),
+        ("shm-collapse", 40 * GIB, "this machine has 25.8 GB of memory"),
+        ("tmpfs-huge", 40 * GIB, "this machine has 25.8 GB of memory"),
+    ],
+)
+def test_no_command_asks_for_more_than_there_is_memory(rung: str, room: int, why: str) -> None:
+    host = replace(BARE, memory_total_bytes=24 * GIB)
+    assert commands(rung, host, room) == []
+    assert shortage(rung, host, room) == why
+    assert shortage(rung, host, GIB) == "", "one that fits is no shortage"
+
+
+def test_a_pool_that_others_use_leaves_less() -> None:
+    taken = (Pool(2 * MIB, 10000, 0, 0, 0, 0),)
+    host = replace(BARE, memory_total_bytes=24 * GIB, pools=taken)
+    assert shortage("hugetlbfs-2m", host, 4 * GIB) == ""
+    assert "this machine has" in shortage("hugetlbfs-2m", host, 5 * GIB)
+
+
+def test_the_limit_of_the_control_group_is_a_memory_too() -> None:
+    limit = MemoryLimit(2 * GIB, 0, 0, "/cg")
+    host = replace(BARE, memory_total_bytes=24 * GIB, memory_limit=limit)
+    assert shortage("shm-collapse", host, 3 * GIB) == "the control group /cg has 2.15 GB of memory"
+    assert shortage("hugetlbfs-2m", host, 3 * GIB) == "", "hugetlbfs does not count against it"
 
 
 def test_pages_on_demand_count_as_room() -> None:

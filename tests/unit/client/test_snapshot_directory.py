@@ -14,6 +14,7 @@ from hugepool.snapshot_directory import (
     SnapshotDirectory,
     write_whole,
 )
+from hugepool.snapshot_index import Pointer
 from hugepool_common.errors import SnapshotError
 from support.power import Act, Disk, disk_at, disks_after, recording, write_disk
 from support.snapshots import Held, read_held, save_held
@@ -137,6 +138,7 @@ def test_a_kill_and_a_power_failure_leave_one_of_the_three(scratch: Path) -> Non
         assert found in (OLD, NEW, THIRD), (count, disk, found)
 
 
+@pytest.mark.timeout(1000)
 def test_every_sync_is_needed(scratch: Path) -> None:
     """The harness finds fault with a program that leaves any one of its syncs out."""
     start, acts = killed_and_run_again(scratch)
@@ -209,6 +211,54 @@ def test_whatever_call_fails_the_old_one_stays(
             assert names_in(path) == WHOLE, "the half of a snapshot was left"
     assert failures >= {"mkdir": 1, "open": 5, "pwrite": 4, "fsync": 8, "rename": 1}[call]
     assert read_held(path) == NEW
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "listdir", "fstatvfs"])
+def test_whatever_cannot_be_looked_at_is_told_and_nothing_stays_open(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = scratch / "snapshots"
+    save_held(path, OLD)
+    opened = os.listdir("/proc/self/fd")
+    told = 0
+    for act in (read_held, lambda path: save_held(path, OLD)):
+        for at in range(1, 30):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, failing(getattr(os, call), at, errno.EIO))
+                try:
+                    act(path)
+                except SnapshotError as caught:
+                    told += 1
+                    assert os.strerror(errno.EIO) in caught.message
+            assert len(os.listdir("/proc/self/fd")) == len(opened), (call, at)
+    assert told >= {"open": 10, "fstat": 5, "listdir": 1, "fstatvfs": 1}[call]
+    assert read_held(path) == OLD
+
+
+def test_who_finds_the_directory_of_a_killed_run_syncs_its_name(scratch: Path) -> None:
+    with recording(scratch) as acts:
+        (scratch / "snapshots").mkdir(0o700)  # and then it was killed
+        save_held(scratch / "snapshots", NEW)
+    remove(scratch / "snapshots")
+    for number, disk in enumerate(disks_after({}, acts)):
+        path = write_disk(disk, scratch / f"{number}")
+        assert read_held(path / "snapshots") == NEW
+        remove(path)
+
+
+def test_a_path_leads_where_the_system_says(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch / "far").mkdir()
+    (scratch / "far" / "place").mkdir()
+    (scratch / "link").symlink_to("far/place")
+    for way in (scratch / "link", Path("link")):
+        monkeypatch.chdir(scratch)
+        path = f"{way}/../snapshots"
+        with SnapshotDirectory(path, writing=True) as disk:
+            monkeypatch.chdir("/")
+            disk.check_in_place()
+        monkeypatch.chdir(scratch)
+        save_held(Path(path), OLD)
+        assert read_held(scratch / "far" / "snapshots") == OLD
 
 
 def test_an_interrupted_run_leaves_nothing(scratch: Path) -> None:
@@ -403,3 +453,15 @@ def test_another_version_says_so(scratch: Path) -> None:
     current.write_bytes(head + b" %08x\n" % zlib.crc32(head))
     with pytest.raises(SnapshotError, match="another version"):
         read_held(scratch / "snapshots")
+
+
+@pytest.mark.parametrize("bad", [b'"\xff\xfe"', b'"\xc3"', b'"\xed\xa0\x80"'])
+def test_an_index_that_is_no_text_is_refused(scratch: Path, bad: bytes) -> None:
+    path = scratch / "snapshots"
+    save_held(path, OLD)
+    file = next(path.rglob("index.json"))
+    raw = file.read_bytes().replace(b'"x"', bad)
+    file.write_bytes(raw)
+    (path / "CURRENT").write_bytes(Pointer.to(file.parent.name, raw).encode())
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        read_held(path)

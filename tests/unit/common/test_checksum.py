@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hugepool_common import checksum
-from hugepool_common.checksum import checksum_of_buffers, checksum_of_file, is_checksum
+from hugepool_common.checksum import checksum_of_buffers, checksum_of_file
 from hugepool_common.errors import CancelledError, SegmentChangedError
+from hugepool_common.spec import is_checksum
 from hugepool_common.units import MIB
 
 SIZE = 40 * MIB + 24
@@ -112,11 +113,33 @@ def test_progress_and_errors_come_out(
     before = threading.active_count()
     with pytest.raises(KeyError):
         checksum_of_file(file, [(0, SIZE)], look=look)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
     cancel = threading.Event()
     with pytest.raises(CancelledError):
         checksum_of_file(file, [(0, SIZE)], look=lambda *_: cancel.set(), cancel=cancel)
+
+
+@pytest.mark.parametrize("had", [0, 1, 2])
+def test_a_limit_of_threads_makes_it_slower_and_no_error(
+    file: int, monkeypatch: pytest.MonkeyPatch, had: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    real = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if len(begun) == had:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    seen: list[int] = []
+    found = checksum_of_file(file, [(0, SIZE)], look=lambda _, offset, view: seen.append(offset))
+    assert found == by_hand(DATA)
+    assert len(begun) == had
+    assert sorted(seen) == list(range(0, SIZE, checksum.SLICE_BYTES)), "each slice once"
 
 
 def test_a_shorter_file_is_an_error(file: int, tmp_path: Path) -> None:

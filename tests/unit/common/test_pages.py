@@ -42,7 +42,8 @@ def _fake_tree(root: Path, **more: str) -> str:
         "proc/self/mountinfo": MOUNTINFO,
         "proc/self/status": "Name:\tx\nTHP_enabled:\t0\n",
         "proc/self/cgroup": "0::/user.slice/app\n",
-        "proc/meminfo": "MemAvailable:  1048576 kB\nSwapFree: 1024 kB\nHugepagesize: 2048 kB\n",
+        "proc/meminfo": "MemTotal: 2097152 kB\nMemAvailable:  1048576 kB\n"
+        "SwapFree: 1024 kB\nHugepagesize: 2048 kB\n",
         "proc/sys/kernel/osrelease": "6.1.0-test\n",
         "proc/sys/vm/overcommit_memory": "2\n",
         "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
@@ -80,6 +81,7 @@ def test_a_host_is_read(tmp_path: Path) -> None:
     assert host.overcommit_memory == 2
     assert host.hpage_pmd_size == host.default_huge_page_size == 2 * MIB
     assert host.memory_available_bytes == GIB + MIB
+    assert host.memory_total_bytes == 2 * GIB
     assert [pool.page_size for pool in host.pools] == [2 * MIB, GIB]
 
 

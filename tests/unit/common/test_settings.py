@@ -115,6 +115,8 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         ("keep", "false", False),
         ("reconnect_s", "2.5", 2.5),
         ("reconnect_s", "0", 0.0),
+        ("lease_s", "1", 1.0),
+        ("tcp", "127.0.0.1:0", "127.0.0.1:0"),
         ("log_level", "debug", "debug"),
         ("address", "ipc:///x", "ipc:///x"),
         ("quota", "", ""),
@@ -135,6 +137,7 @@ def test_variables_are_text(
         ("log_level", "loud", "debug or info or warning or error"),
         ("quota", "much", 'a number of bytes such as "100G"'),
         *(("reconnect_s", text, "seconds, 0 or more") for text in ("soon", "-1", "nan", "inf")),
+        *(("lease_s", text, "seconds, 1 to 3600") for text in ("soon", "0.9", "nan", "3601")),
     ],
 )
 def test_a_variable_is_refused_by_name(
@@ -155,6 +158,15 @@ def test_variables_with_a_typo_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HUGEPOOL_ADRESS", "ipc:///x")
     monkeypatch.setenv("HUGEPOOL_PROGRAM", "of another kind")
     assert suspect_variables() == {"HUGEPOOL_ADRESS": "HUGEPOOL_ADDRESS"}
+    with pytest.raises(InvalidSpecError, match="did you mean HUGEPOOL_ADDRESS"):
+        read_settings()
+    monkeypatch.delenv("HUGEPOOL_ADRESS")
+    monkeypatch.setenv("HUGEPOOL_LOG_LEVEL", "debug")
+    assert suspect_variables() == {"HUGEPOOL_LOG_LEVEL": "HUGEPOOL_LOG"}
+    monkeypatch.delenv("HUGEPOOL_LOG_LEVEL")
+    for others in ("HUGEPOOL_REQUIRE", "HUGEPOOL_PORT_8377_TCP_ADDR", "HUGEPOOL_SERVICE_HOST"):
+        monkeypatch.setenv(others, "1")  # of our tests; of Kubernetes beside a service of this name
+    assert suspect_variables() == {}
 
 
 def test_what_is_set_for_the_service_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hugepool_common.errors import InvalidSpecError
 from hugepool_common.spec import (
+    BY_LENGTH,
     INDEX_DTYPES,
     ITEM_SIZES,
     ArraySpec,
@@ -150,4 +151,7 @@ def test_a_report_says_why_it_is_not_huge() -> None:
     small = PageReport("shm-4k", 4096, 4096, 0, 4096, "smaps", (fall,))
     assert str(huge) == "shm-collapse (2M pages), 100 % huge"
     assert str(small) == ("shm-4k (4K pages), 0 % huge because hugetlbfs-2m: 0 of 2 pages are free")
+    short = Fall("hugetlbfs-2m", BY_LENGTH, 0, "arrays under 1 MiB take small pages")
+    small = PageReport("shm-4k", 4096, 4096, 0, 4096, "smaps", (short,))
+    assert str(small).endswith("0 % huge because arrays under 1 MiB take small pages")
     assert PageReport("shm-4k", 4096, 0, 0, 0, "smaps").huge_fraction == 0.0

@@ -30,6 +30,7 @@ from hugepool_common.messages import (
     Resume,
     Resumed,
     Seal,
+    Sealed,
     Stats,
     SubmitJob,
     Welcome,
@@ -102,6 +103,26 @@ def test_an_array_whose_owner_did_not_live_to_see_it_sealed_is_gone(bench: Bench
     bench.restart()
     assert bench.unlinked == [1], "its pages do not wait for others to be heard of"
     assert client.resume(writer).gone == (1,)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_an_array_whose_owner_ends_before_others_are_heard_of_is_gone(
+    bench: Bench, heard: bool
+) -> None:
+    owner, writer = bench.client(), bench.client()
+    owner.create("x")
+    lease = held(writer.attach("x", readonly=False), readonly=False)
+    bench.restart()
+    if heard:
+        assert writer.resume(lease).gone == ()
+    owner.exit()
+    assert bench.unlinked == ([] if heard else [1]), "who came back writes on"
+    if heard:
+        sealing = writer.ask(Seal("x"))
+        bench.finish_sealing()
+        writer.reply(sealing, Sealed)
+    else:
+        assert writer.resume(lease).gone == (1,)
 
 
 def test_an_unsealed_array_of_nobody_goes_at_once(bench: Bench) -> None:

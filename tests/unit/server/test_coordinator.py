@@ -34,6 +34,7 @@ from hugepool_common.messages import (
     Hello,
     JobDone,
     JobInfo,
+    JobProgress,
     JobsListed,
     List,
     Listed,
@@ -78,6 +79,7 @@ from hugepool_server.events import (
     StopRequested,
     TokenChecked,
     TokenMade,
+    TroubleSeen,
     UnlinkSegment,
     UnwatchProcess,
     WatchProcess,
@@ -474,6 +476,15 @@ def test_leases_are_limited_and_a_creation_counts_as_one() -> None:
     client.refused(Attach("x"), ErrorCode.NOT_ENOUGH_MEMORY)
 
 
+def test_a_seal_under_way_will_be_no_lease() -> None:
+    bench = Bench(Limits(max_leases_per_session=2))
+    client = bench.client()
+    client.create("x")
+    client.ask(Seal("x"))
+    client.attach("x")
+    client.refused(Attach("x"), ErrorCode.NOT_ENOUGH_MEMORY)
+
+
 # Sealing ----------------------------------------------------------------------
 
 
@@ -728,6 +739,15 @@ def test_list_is_paged_and_fits_a_frame(bench: Bench) -> None:
     assert told == names
 
 
+def test_why_pages_are_not_huge_is_told_of_one_array_at_a_time(bench: Bench) -> None:
+    client = bench.client()
+    created = client.create("x").array
+    assert len(created.pages.reasons) == 1
+    (listed,) = client.call(List(), Listed).arrays
+    assert listed.pages.reasons == ()
+    assert client.call(Describe("x"), Described).array.pages == created.pages
+
+
 def test_describe_tells_each_process_once(bench: Bench) -> None:
     client = bench.client()
     client.create("x")
@@ -776,6 +796,15 @@ def test_stats_count(bench: Bench) -> None:
     assert (counted.jobs_running, counted.jobs_done, counted.jobs_failed) == (1, 1, 0)
     assert [(one.worker, one.busy, one.parts_done) for one in counted.workers] == [(1, True, 1)]
     assert counted.uptime_ns == bench.now_ns - 5_000_000
+
+
+def test_trouble_is_told_as_long_as_it_is_there(bench: Bench) -> None:
+    client = bench.client()
+    assert client.call(Stats(), Counted).troubles == ()
+    bench.handle(TroubleSeen(("the manifests are gone",)))
+    assert client.call(Stats(), Counted).troubles == ("the manifests are gone",)
+    bench.handle(TroubleSeen(()))
+    assert client.call(Stats(), Counted).troubles == ()
 
 
 def test_uptime_counts_from_the_first_event_unless_told() -> None:
@@ -898,6 +927,26 @@ def test_parts_may_outnumber_workers(bench: Bench) -> None:
         assert part.part == number
         worker.done(part)
     assert len(client.reply(job, JobDone).timings) == 3
+
+
+def test_who_asked_for_it_hears_of_every_part_but_the_last(bench: Bench) -> None:
+    client, other, worker = bench.client(), bench.client(), bench.worker()
+    rows = (0, 1, 2, 3)
+    job = client.ask(SubmitJob("gather", (), rows, progress=True))
+    other.submit(rows=rows)
+    for done in (1, 2):
+        part = worker.part()
+        report = PartDone(part.job, part.part, part.epoch, Timing("gather"))
+        effects = bench.handle(RequestReceived(worker.peer, worker.identity, 900 + done, report))
+        told = [effect for effect in effects if isinstance(effect, Send)]
+        assert told[0] == Send(client.peer, job, JobProgress(done, 3)), "under the job's number"
+    client.notices(JobProgress)
+    worker.done(worker.part())
+    assert client.notices(JobProgress) == [], "that it is done is told by its result"
+    assert client.reply(job, JobDone)
+    for _ in range(3):
+        worker.done(worker.part())
+    assert other.notices(JobProgress) == []
 
 
 def test_a_job_needs_a_worker(bench: Bench) -> None:
@@ -1136,6 +1185,18 @@ def test_an_array_that_a_job_writes_is_not_sealed(bench: Bench) -> None:
     assert client.call(Describe("out"), Described).array.readers == 1
     bench.finish_sealing()
     client.reply(sealing, Sealed)
+
+
+def test_an_array_that_a_waiting_job_will_write_is_not_sealed(bench: Bench) -> None:
+    client, worker = bench.client(), bench.worker()
+    client.create("out")
+    job = client.submit(("out", "out", True))
+    worker.exit()
+    failed = client.refused(Seal("out"), ErrorCode.ARRAY_BUSY)
+    assert failed.had == "a job that writes it"
+    client.call(Cancel(job), Cancelled)
+    client.ask(Seal("out"))
+    bench.finish_sealing()
 
 
 def test_an_array_that_jobs_only_read_may_be_sealed(bench: Bench) -> None:

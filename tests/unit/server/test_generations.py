@@ -7,6 +7,7 @@ import pytest
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
     Attach,
+    Attached,
     Counted,
     CreateArray,
     Describe,
@@ -96,6 +97,26 @@ def test_readers_keep_the_generation_that_they_have(bench: Bench) -> None:
     assert bench.unlinked == [], "its creator has a lease"
     client.exit()
     assert bench.unlinked == [old.array.segment.segment_id]
+
+
+def test_a_handle_that_was_passed_on_finds_its_generation(bench: Bench) -> None:
+    client, reader = bench.client(), bench.client()
+    old = client.publish("x").array.segment
+    client.publish("x")
+    found = reader.call(Attach("x", segment_id=old.segment_id), Attached)
+    assert (found.array.segment, found.array.generation) == (old, 1)
+    for number in list(mine(bench, client)):
+        client.call(Detach(number), Detached)
+    assert bench.unlinked == [], "it is held by who received it"
+    refused = reader.refused(
+        Attach("x", readonly=False, segment_id=old.segment_id), ErrorCode.ARRAY_SEALED
+    )
+    assert not bench.publishing and refused.where
+    reader.call(Detach(found.lease), Detached)
+    assert bench.unlinked == [old.segment_id]
+    for gone in (old.segment_id, 999, -1):
+        reader.refused(Attach("x", segment_id=gone), ErrorCode.SEGMENT_CHANGED)
+        reader.refused(Attach("y", segment_id=gone), ErrorCode.ARRAY_NOT_FOUND)
 
 
 def test_what_nobody_reads_goes_when_it_is_superseded(bench: Bench) -> None:

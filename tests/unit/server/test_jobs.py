@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from hugepool_server.jobs import MAX_CPU, Jobs
 from hugepool_server.leases import Asker, Session
 from hugepool_server.parts import Worker, clipped
 from hugepool_server.records import Identity
+from hugepool_server.whereabouts import MOST_TROUBLES, TROUBLE_BYTES
 from support.crowd import CLIENT, PATIENCE, Crowd, operand, session
 
 # What may be submitted --------------------------------------------------------
@@ -352,12 +354,16 @@ def test_the_largest_stats_fit_a_frame() -> None:
         worker.parts_done = (1 << 32) - 1
     for _ in range(100):
         all_.timings.append(clipped(largest_timing()))
-    counts = {field.name: HUGE for field in msgspec.structs.fields(Counted) if field.type is int}
+    counts: dict[str, Any] = {
+        field.name: HUGE for field in msgspec.structs.fields(Counted) if field.type is int
+    }
     counted = Counted(
         instance="f" * 16,
         version="0" * 30,
         workers=all_.describe_workers(),
         timings=tuple(all_.timings),
+        tcp="tcp://255.255.255.255:65535",
+        troubles=("t" * TROUBLE_BYTES,) * MOST_TROUBLES,
         **counts,
     )
     assert len(counted.timings) == 32

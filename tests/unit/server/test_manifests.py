@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import threading
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from hugepool_common.errors import (
 from hugepool_server import manifests, records
 from hugepool_server.manifests import Found, Manifests, begin_epoch, boot_id, read_coordinator
 from hugepool_server.records import CoordinatorRecord, DamagedRecordError
-from support.durable import BOOT, OTHER_BOOT, STORE, array_record, session_record
+from support.durable import BOOT, OTHER_BOOT, STORE, array_record, list_renames, session_record
 from support.host import Mounts, require
 
 FIRST, SECOND = (1 << 32) + 1, (1 << 32) + 2
@@ -48,8 +49,8 @@ def test_what_one_coordinator_writes_the_next_one_reads(run: str) -> None:
     with Manifests(run) as written:
         written.write(array_record(FIRST))
         written.write(array_record(SECOND))
-        sealed = written.update(FIRST, sealed=True, checksum="crc32c:1")
-        assert sealed == array_record(FIRST, sealed=True, checksum="crc32c:1")
+        sealed = written.update(FIRST, sealed=True, checksum="crc32-16M:0123456789abcdef")
+        assert sealed == array_record(FIRST, sealed=True, checksum="crc32-16M:0123456789abcdef")
         assert repr(written) == f"<Manifests {run}/arrays, 2 known>"
     with Manifests(run) as read:
         found = read.read(BOOT)
@@ -69,6 +70,170 @@ def test_manifests_are_for_this_user_only(run: str) -> None:
     os.chmod(paths.manifests_path(run), 0o777)
     with pytest.raises(NotPermittedError, match="not private"):
         Manifests(run)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_several_are_renamed_together(run: str, durable: bool) -> None:
+    with Manifests(run, durable=durable) as written:
+        for number in (FIRST, SECOND):
+            written.write(array_record(number, temporary=True))
+        with pytest.raises(SegmentChangedError):
+            written.rename({FIRST: ("a", 3), 99: ("b", 1)})
+        assert written.known(FIRST) == array_record(FIRST, temporary=True)
+        written.rename({FIRST: ("a", 3), SECOND: ("b", 1)})
+        told = [written.known(number) for number in (FIRST, SECOND)]
+    assert [(one.spec.name, one.generation, one.temporary) for one in told] == [
+        ("a", 3, False),
+        ("b", 1, False),
+    ]
+    with Manifests(run) as read:
+        assert read.read(BOOT).records == (tuple(told) if durable else ())
+
+
+@pytest.mark.parametrize("call", ["write", "rename"])
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_of_several_that_cannot_all_be_renamed_none_is(
+    run: str, monkeypatch: pytest.MonkeyPatch, call: str, fails_at: int
+) -> None:
+    with Manifests(run) as written:
+        for number in (FIRST, SECOND):
+            written.write(array_record(number))
+        real, calls = getattr(os, call), []
+
+        def failing(*arguments: object, **options: object) -> object:
+            calls.append(arguments)
+            if len(calls) == fails_at:
+                raise OSError(errno.ENOSPC, "no room")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, call, failing)
+        with pytest.raises(OSError, match="no room"):
+            written.rename({FIRST: ("a", 2), SECOND: ("b", 2)})
+        monkeypatch.undo()
+        assert written.known(FIRST) == array_record(FIRST)
+    with Manifests(run) as read:
+        found = read.read(BOOT)
+        assert found.records == (array_record(FIRST), array_record(SECOND))
+        assert found.unfinished == 0
+
+
+def killed_while_renaming(run: str, call: str, at: int) -> bool:
+    """Whether a process that renames two manifests was killed before a system call of it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    try:
+        with Manifests(run) as written:
+            written.read(BOOT)
+            real, calls = getattr(os, call), 0
+
+            def deadly(*arguments: object, **options: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls == at:
+                    os._exit(9)
+                return real(*arguments, **options)
+
+            setattr(os, call, deadly)
+            written.rename({FIRST: ("a", 2), SECOND: ("b", 2)})
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("call", ["open", "write", "rename", "unlink"])
+def test_of_several_that_were_being_renamed_all_are_at_the_next_start_or_none(
+    run: str, call: str
+) -> None:
+    outcomes = []
+    for at in range(1, 9):
+        with Manifests(run) as written:
+            written.write(array_record(FIRST))
+            written.write(array_record(SECOND))
+        killed = killed_while_renaming(run, call, at)
+        with Manifests(run) as read:
+            found = read.read(BOOT)
+        generations = {one.generation for one in found.records}
+        assert len(found.records) == 2 and len(generations) == 1, (at, found)
+        assert sorted(os.listdir(paths.manifests_path(run))) == sorted(
+            paths.manifest_name(number) for number in (FIRST, SECOND)
+        )
+        assert (found.damaged, found.left) == ({}, ())
+        if not killed:
+            break
+        outcomes.append((generations.pop(), found.finished))
+    before, after = (1, 0), [(2, 2), (2, 1), (2, 0)]
+    assert (
+        outcomes
+        == {
+            "open": [before] * 3,
+            "write": [before] * 3,
+            "rename": [before, *after[:2]],
+            "unlink": after[2:],
+        }[call]
+    )
+
+
+def test_only_what_was_listed_is_put_in_its_place(run: str) -> None:
+    with Manifests(run) as written:
+        written.write(array_record(FIRST))
+        written.write(array_record(SECOND))
+    for number in (FIRST, SECOND):
+        data = records.encode(array_record(number, generation=7))
+        beside = paths.unfinished_name(paths.manifest_name(number))
+        manifest(run, number).with_name(beside).write_bytes(data)
+    whole = zlib.crc32(data)
+    names = [paths.manifest_name(number) for number in (FIRST, SECOND)]
+    # That of the first was begun later and never ended; and a stranger's name is none of ours.
+    list_renames(
+        run,
+        f"{names[0]} {whole ^ 1:08x}",
+        f"{names[1]} {whole:08x}",
+        f"../x {whole:08x}",
+        "two",
+        "",
+    )
+    with Manifests(run) as read:
+        found = read.read(BOOT)
+    assert [one.generation for one in found.records] == [1, 7]
+    assert (found.finished, found.unfinished) == (1, 1)
+    assert sorted(os.listdir(paths.manifests_path(run))) == sorted(names)
+
+
+def test_a_damaged_list_of_renames_puts_nothing_in_its_place(run: str) -> None:
+    with Manifests(run) as written:
+        written.write(array_record(FIRST))
+    data = records.encode(array_record(FIRST, generation=7))
+    beside = paths.unfinished_name(paths.manifest_name(FIRST))
+    manifest(run, FIRST).with_name(beside).write_bytes(data)
+    list_renames(run, f"{paths.manifest_name(FIRST)} {zlib.crc32(data):08x}", crc=1)
+    with Manifests(run) as read:
+        found = read.read(BOOT)
+    assert [one.generation for one in found.records] == [1]
+    assert os.listdir(paths.manifests_path(run)) == [paths.manifest_name(FIRST)]
+
+
+def test_a_list_of_renames_that_is_no_file_is_left(run: str) -> None:
+    with Manifests(run) as written:
+        written.write(array_record(FIRST))
+    link = Path(paths.manifests_path(run)) / paths.RENAMES_NAME
+    link.symlink_to("/dev/null")
+    with Manifests(run) as read:
+        assert read.read(BOOT).left == (str(link),)
+    assert link.is_symlink()
+
+
+def test_a_list_of_renames_that_cannot_be_removed_harms_nothing(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Manifests(run) as written:
+        written.write(array_record(FIRST))
+        written.write(array_record(SECOND))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", _refuse)
+            written.rename({FIRST: ("a", 2), SECOND: ("b", 2)})
+        written.update(FIRST, generation=3)
+    with Manifests(run) as read:
+        assert [one.generation for one in read.read(BOOT).records] == [3, 2]
 
 
 def test_a_removed_manifest_stays_removed(run: str) -> None:

@@ -20,7 +20,7 @@ from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import CoordinatorRecord
 from hugepool_server.remains import Reclaimed
 from support.durable import BOOT, OTHER_BOOT, STORE, Life
-from support.host import Mounts, require
+from support.host import Descriptors, Mounts, require
 
 DEAD = paths.segment_directory_name(os.geteuid(), "0123456789abcdef")
 
@@ -202,13 +202,13 @@ def test_a_directory_swept_between_mkdir_and_lock_is_made_anew(
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     monkeypatch.setattr(reclaim, "try_lock", locked)
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with SegmentDirectories() as directories:
         _, path = directories.on(str(tmp_path))
         assert path == seen[3]
         assert len(seen) == 4
         assert os.path.isdir(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
 
 
 def test_a_group_that_may_not_be_given_is_refused(
@@ -276,7 +276,7 @@ def test_the_mark_says_whose_segments_they_are(run: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["hugetlbfs", "tmpfs"])
 def test_every_file_system_takes_the_mark(
-    run: Path, mounts: Mounts, kind: str, huge_page_pool: int
+    run: Path, mounts: Mounts, kind: str, few_huge_pages: int
 ) -> None:
     """A symbolic link would not do: hugetlbfs has none. And a mark takes no page."""
     if kind == "hugetlbfs":
@@ -421,7 +421,7 @@ def test_a_directory_that_cannot_be_noted_is_not_made(run: Path, place: Path) ->
     def refuse(path: str) -> None:
         raise OSError(28, "No space left on device", path)
 
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with SegmentDirectories(store=STORE, owner=str(run), made=refuse) as directories:
         with pytest.raises(OSError, match="No space"):
             directories.on(str(place))
@@ -430,16 +430,16 @@ def test_a_directory_that_cannot_be_noted_is_not_made(run: Path, place: Path) ->
         with pytest.raises(OSError, match="No space"):
             directories.on(str(place))
         assert os.listdir(place) == [NAME]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
 
 
 def test_one_mount_has_one_directory_under_every_path(run: Path, place: Path) -> None:
     (place.parent / "alias").symlink_to(place)
     with SegmentDirectories(store=STORE, owner=str(run)) as directories:
-        before = len(os.listdir("/proc/self/fd"))
+        descriptors = Descriptors()
         fd, path = directories.on(str(place))
         assert directories.on(str(place.parent / "alias")) == (fd, path)
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert len(descriptors.opened()) == 1
     assert os.listdir(place) == []
 
 
@@ -482,6 +482,7 @@ def test_a_sweep_that_has_it_for_a_moment_is_waited_for(
     def let_go(seconds: float) -> None:
         os.close(holders.pop())
 
+    monkeypatch.setattr(reclaim, "LOCK_PATIENCE_NS", 1 << 60)
     monkeypatch.setattr("time.sleep", let_go)
     with SegmentDirectories(store=STORE, owner=str(run)) as directories:
         assert directories.adopt([str(place / NAME)]) == ()
@@ -497,10 +498,10 @@ def test_what_is_gone_or_another_is_not_adopted(run: Path, place: Path) -> None:
     (place / "mount" / other).mkdir()
     asked = [str(place / name / NAME) for name in ("file", "link", "nothing")]
     asked += [str(place / "mount" / other)]
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with SegmentDirectories(store=STORE, owner=str(run)) as directories:
         assert directories.adopt(asked) == tuple(asked)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert not descriptors.opened()
     assert (place / "mount" / other).exists()
 
 
@@ -557,11 +558,11 @@ def test_one_swept_while_it_is_made_is_made_anew(
 
     monkeypatch.setattr(reclaim, "_mkdir", mkdir)
     monkeypatch.setattr(reclaim, "try_lock", lock)
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with SegmentDirectories(store=STORE, owner=str(run)) as directories:
         fd, path = directories.on(str(place))
         assert os.path.samestat(os.stat(path), os.fstat(fd))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
 
 
 def test_one_swept_before_it_is_adopted_is_gone(
@@ -683,7 +684,7 @@ def test_one_that_cannot_be_removed_keeps_no_other(
 ) -> None:
     for name in ("a", "b"):
         (place / name).mkdir()
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     directories = SegmentDirectories(store=STORE)
     stuck = directories.on(str(place / "b"))[1]
     directories.on(str(place / "a"))
@@ -698,7 +699,7 @@ def test_one_that_cannot_be_removed_keeps_no_other(
     with pytest.raises(PermissionError):
         directories.close()
     assert os.listdir(place / "a") == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
 
 
 def test_a_marks_name_tells_the_path_again() -> None:
@@ -719,3 +720,74 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+# Moved or removed from outside --------------------------------------------------
+
+
+@pytest.mark.parametrize("store", [STORE, None])
+def test_a_directory_that_was_removed_is_made_anew(place: Path, store: str | None) -> None:
+    told: list[str] = []
+    (place.parent / "alias").symlink_to(place)
+    with SegmentDirectories(store=store, owner="/run/x", renewed=told.append) as directories:
+        _, path = directories.on(str(place))
+        assert directories.gone() == ()
+        if store:
+            directories.on(str(place.parent / "alias"))
+        shutil.rmtree(path)
+        assert directories.gone() == (path,)
+        fd, anew = directories.on(str(place))
+        assert told == [path]
+        assert directories.gone() == ()
+        assert os.path.samestat(os.stat(anew), os.fstat(fd))
+        assert (anew == path) is (store is not None)
+        assert os.listdir(anew) == ([paths.owner_mark_name("/run/x")] if store else [])
+        other = os.open(anew, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.close(other)
+        assert directories.on(str(place)) == (fd, anew)
+        if store:
+            assert directories.on(str(place.parent / "alias")) == (fd, anew)
+        assert directories.find(os.path.join(anew, "x")) == fd
+    assert os.listdir(place) == []
+
+
+def test_the_segments_of_one_that_was_moved_go_with_their_coordinator(
+    run: Path, place: Path
+) -> None:
+    life = Life(run, place)
+    _, path = life.segment(1)
+    moved = path.parent.rename(place / "moved")
+    _, another = life.segment(2)
+    assert another.parent == path.parent
+    assert (moved / path.name).exists()  # readers that have it mapped are not asked
+    life.directories.close()
+    assert os.listdir(place) == ["moved"]
+    assert os.listdir(moved) == [paths.owner_mark_name(str(run))]
+    life.manifests.close()
+
+
+def test_one_that_was_moved_is_left_to_the_next_coordinator_with_the_others(
+    run: Path, place: Path
+) -> None:
+    life = Life(run, place)
+    _, path = life.segment(1)
+    moved = path.parent.rename(place / "moved")
+    life.segment(2)
+    life.kill()
+    assert (moved / path.name).exists()
+
+
+def test_one_that_cannot_be_made_anew_yet_is_made_later(run: Path, place: Path) -> None:
+    life = Life(run, place)
+    _, path = life.directories.on(str(place))
+    shutil.rmtree(path)
+    Path(path).touch()
+    for _ in range(2):
+        with pytest.raises(NotADirectoryError):
+            life.directories.on(str(place))
+    os.unlink(path)
+    assert os.path.isdir(life.directories.on(str(place))[1])
+    life.directories.close()
+    life.manifests.close()

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from hugepool_common.errors import InvalidSpecError
-from hugepool_common.spec import ArraySpec
+from hugepool_common.spec import ArraySpec, Fall, PageReport, Segment
 from hugepool_server import records
 from hugepool_server.records import (
+    OVER_TCP,
     ArrayRecord,
     CoordinatorRecord,
     DamagedRecordError,
@@ -112,6 +113,7 @@ def test_what_is_no_json_or_far_too_long_is_damaged() -> None:
 
 SEGMENT = array_record().segment
 PAGES = array_record().pages
+WIDEST = (1 << 64) - 1
 
 
 @pytest.mark.parametrize(
@@ -126,20 +128,45 @@ PAGES = array_record().pages
         {"segment": msgspec.structs.replace(SEGMENT, path="x")},
         {"segment": msgspec.structs.replace(SEGMENT, path="/x\0y")},
         {"segment": msgspec.structs.replace(SEGMENT, device=-1)},
+        {"segment": msgspec.structs.replace(SEGMENT, device=1 << 64)},
+        {"segment": msgspec.structs.replace(SEGMENT, inode=-1)},
         {"segment": msgspec.structs.replace(SEGMENT, inode=1 << 64)},
         {"segment": msgspec.structs.replace(SEGMENT, owner_uid=-1)},
+        {"segment": msgspec.structs.replace(SEGMENT, owner_uid=1 << 64)},
         {"segment": msgspec.structs.replace(SEGMENT, length=0)},
+        {
+            "spec": ArraySpec("x", (0,), "<f8"),  # nothing has a page too
+            "segment": msgspec.structs.replace(SEGMENT, length=0),
+        },
         {"segment": msgspec.structs.replace(SEGMENT, length=4097)},
-        {"segment": msgspec.structs.replace(SEGMENT, length=1 << 60)},
+        {"segment": msgspec.structs.replace(SEGMENT, length=(1 << 48) + 4096)},
         {"segment": msgspec.structs.replace(SEGMENT, page_size=0)},
         {"segment": msgspec.structs.replace(SEGMENT, page_size=4096 * 3, length=4096 * 3)},
         {"segment": msgspec.structs.replace(SEGMENT, page_size=2048)},
+        {"segment": msgspec.structs.replace(SEGMENT, page_size=1 << 49, length=1 << 48)},
+        {"pages": msgspec.structs.replace(PAGES, length=-1)},
         {"pages": msgspec.structs.replace(PAGES, huge_bytes=-1)},
+        {"pages": msgspec.structs.replace(PAGES, present_bytes=-1)},
         {"creator": Identity(-1, 0, 0)},
+        {"creator": Identity(1 << 32, 0, 0)},
+        {"creator": Identity(0, 1 << 32, 0)},
+        {"creator": Identity(0, 0, 0, session=7)},  # a local one is no session
+        {"creator": OVER_TCP},  # of no session
+        {"creator": Identity(0, 0, 0, "tcp", 7)},  # over TCP nobody is root
+        {"creator": OVER_TCP.of_session(1 << 63)},
         {"owner": "../token"},
         {"created_ns": -1},
+        {"created_ns": 1 << 63},
         {"generation": 0},
-        {"checksum": "abc"},  # of what is not sealed
+        {"generation": 1 << 63},
+        {"generation": (2 << 32) + 1},  # more segments than there can have been
+        {"checksum": "crc32-16M:0123456789abcdef"},  # of what is not sealed
+        {"sealed": True, "checksum": "abc"},
+        {"sealed": True, "checksum": "crc32-16M:0123456789abcdef\n"},
+        {"sealed": True, "checksum": "z" * 20_000},
+        {"segment": msgspec.structs.replace(SEGMENT, backing="b" * 65)},
+        {"pages": msgspec.structs.replace(PAGES, backing="b" * 65)},
+        {"pages": msgspec.structs.replace(PAGES, method="m" * 65)},
         {"boot_id": "a b"},
         {"epoch": 0},
     ],
@@ -155,14 +182,76 @@ def test_a_manifest_that_cannot_be_true_is_neither_written_nor_read(
         decode(ArrayRecord, with_body(msgspec.json.encode(record), kind="array"))
 
 
+def test_the_highest_generation_of_one_coordinator_is_not_that_of_the_next() -> None:
+    highest = array_record(sealed=True, generation=2 << 32)
+    assert decode(ArrayRecord, encode(highest)) == highest
+    following = msgspec.structs.replace(highest, generation=highest.generation + 1, epoch=2)
+    assert decode(ArrayRecord, encode(following)) == following
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        array_record(
+            1,
+            "/",
+            created_ns=0,
+            pages=PageReport("", 0, 0, 0, 0, ""),
+            creator=Identity(0, 0, 0),
+            owner="",
+            boot_id="b",
+        ),
+        array_record(
+            spec=ArraySpec("x", (512,), "<f8"),
+            segment=Segment((1 << 63) - 1, "/x", WIDEST, WIDEST, WIDEST, 4096, 4096, ""),
+            creator=Identity((1 << 32) - 1, (1 << 32) - 1, (1 << 32) - 1),
+            created_ns=(1 << 63) - 1,
+            generation=(1 << 63) - 1,
+            sealed=True,
+            checksum="crc32-16M:0123456789abcdef",
+            boot_id="b" * 64,
+            epoch=(1 << 31) - 1,
+        ),
+        array_record(segment=msgspec.structs.replace(SEGMENT, page_size=1 << 48, length=1 << 48)),
+        session_record(1, identity=Identity(0, 0, 0), start_ticks=0, client=""),
+        session_record((1 << 63) - 1, start_ticks=(1 << 63) - 1),
+        CoordinatorRecord(1, STORE, (), BOOT),
+        CoordinatorRecord((1 << 31) - 1, STORE, ("/", "/x"), BOOT),
+    ],
+    ids=str,
+)
+def test_the_least_and_the_most_that_can_be_true_is_read(record: Any) -> None:
+    assert decode(type(record), encode(record)) == record
+
+
+def test_what_was_found_instead_is_told_cut() -> None:
+    with pytest.raises(DamagedRecordError) as caught:
+        decode(ArrayRecord, b"x" * 99)
+    assert caught.value.had == repr(b"x" * 40)
+    with pytest.raises(DamagedRecordError) as caught:
+        decode(CoordinatorRecord, with_body(b"{}", number=int("7" * 99)))
+    assert caught.value.had == "7" * 20
+    body = encode(COORDINATOR).split(b"\n")[1]
+    with pytest.raises(DamagedRecordError) as caught:
+        decode(CoordinatorRecord, with_body(b'{"%b":1,' % (b"k" * 999) + body[1:]))
+    assert len(str(caught.value)) == len("the record cannot be read: ") + 300
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"session": 0},
+        {"session": 1 << 63},
         {"token": "short"},
         {"identity": Identity(0, 0, 1 << 32)},
         {"start_ticks": -1},
+        {"start_ticks": 1 << 63},
         {"boot_id": ""},
+        {"boot_id": "b" * 65},
+        {"lease_ns": 1},  # of a local one
+        {"identity": OVER_TCP.of_session((1 << 32) + 1)},  # without a lease
+        {"identity": OVER_TCP.of_session((1 << 32) + 2), "lease_ns": 1},  # of another session
+        {"identity": OVER_TCP.of_session((1 << 32) + 1), "lease_ns": 1 << 63},
     ],
     ids=str,
 )
@@ -177,5 +266,34 @@ def test_a_session_that_cannot_be_is_neither_written_nor_read(changes: dict[str,
 def test_what_could_not_be_read_again_is_not_written() -> None:
     with pytest.raises(InvalidSpecError, match="surrogates"):
         encode(msgspec.structs.replace(COORDINATOR, directories=("/mnt/\udc80",)))
+    fall = Fall("r", "c", 0, "x" * records.MAX_ARRAY_BYTES)
+    endless = array_record(pages=msgspec.structs.replace(PAGES, reasons=(fall,)))
+    with pytest.raises(InvalidSpecError, match="too long"):
+        encode(endless)
+    with pytest.raises(DamagedRecordError, match="too long"):
+        decode(ArrayRecord, with_body(msgspec.json.encode(endless), kind="array"))
     with pytest.raises(InvalidSpecError, match="too long"):
         encode(session_record(client="x" * records.MAX_RECORD_BYTES))
+
+
+def test_a_record_is_at_most_a_mebibyte() -> None:
+    room = (1 << 20) - len(encode(session_record(client="")))
+    longest = session_record(client="x" * room)
+    assert decode(SessionRecord, encode(longest)) == longest
+    with pytest.raises(InvalidSpecError, match="at most 1048576 bytes, had 1048577"):
+        encode(session_record(client="x" * (room + 1)))
+
+
+def test_who_comes_over_tcp_is_kept_as_that() -> None:
+    who = OVER_TCP.of_session((1 << 32) + 1)
+    session, array = session_record(identity=who, lease_ns=10), array_record(creator=who)
+    assert decode(SessionRecord, encode(session)) == session
+    assert decode(ArrayRecord, encode(array)) == array
+    assert b'"kind":"tcp"' in encode(array)
+
+
+def test_a_local_record_says_nothing_of_it() -> None:
+    """So that what was written before there was TCP is read, and is as it would be written."""
+    assert b"lease_ns" not in encode(session_record())
+    who = b'{"uid":1000,"gid":100,"pid":4242}'
+    assert who in encode(session_record()) and who in encode(array_record())

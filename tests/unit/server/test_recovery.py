@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,22 @@ import pytest
 
 from hugepool_common import paths
 from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
+from hugepool_server import records as record_codec
 from hugepool_server.manifests import Manifests
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord
-from hugepool_server.recovery import Recovery, recover
-from support.durable import BOOT, LENGTH, OTHER_BOOT, STORE, Life, array_record, session_record
-from support.host import Mounts, require
+from hugepool_server.recovery import MOST_NAMED, Recovery, recover
+from support.durable import (
+    BOOT,
+    LENGTH,
+    OTHER_BOOT,
+    STORE,
+    Life,
+    array_record,
+    list_renames,
+    session_record,
+)
+from support.host import Descriptors, Mounts, require
 
 
 @pytest.fixture
@@ -40,7 +51,7 @@ def test_whole_arrays_come_back_as_they_were(run: Path, place: Path) -> None:
     assert life.recovery.event.arrays == ()
     assert list(life.recovery.lines()) == []
     records = (
-        life.array(1, mode=0o400, sealed=True, checksum="crc32c:1"),
+        life.array(1, mode=0o400, sealed=True, checksum="crc32-16M:0123456789abcdef"),
         life.array(2),
         life.array(3, mode=0o400, sealed=True, generation=4),
     )
@@ -52,6 +63,22 @@ def test_whole_arrays_come_back_as_they_were(run: Path, place: Path) -> None:
         assert list(life.recovery.lines()) == []
         assert [mode_of(one) for one in records] == [0o400, 0o600, 0o400]
         life.kill()
+
+
+def test_a_step_that_was_killed_is_ended(run: Path, place: Path) -> None:
+    life = Life(run, place)
+    record = life.array(1, mode=0o400, sealed=True)
+    life.kill()
+    changed = record_codec.encode(msgspec.structs.replace(record, generation=9))
+    name = paths.manifest_name(record.segment.segment_id)
+    (Path(paths.manifests_path(str(run))) / paths.unfinished_name(name)).write_bytes(changed)
+    list_renames(str(run), f"{name} {zlib.crc32(changed):08x}")
+    life = Life(run, place)
+    assert [one.generation for one in life.recovery.event.arrays] == [9]
+    assert list(life.recovery.lines()) == [
+        "put 1 manifests in their places, after others of one step"
+    ]
+    life.kill()
 
 
 def test_a_seal_that_was_killed_is_undone(run: Path, place: Path) -> None:
@@ -227,7 +254,7 @@ def test_a_mount_that_went_away_loses_its_arrays_only(
     life.directories.close()
 
 
-def test_segments_on_huge_pages_come_back(run: Path, mounts: Mounts, huge_page_pool: int) -> None:
+def test_segments_on_huge_pages_come_back(run: Path, mounts: Mounts, few_huge_pages: int) -> None:
     place = Path(mounts.hugetlbfs("pagesize=2M,size=4M"))
     life = Life(run, place)
     _, directory = life.directories.on(str(place))
@@ -267,6 +294,23 @@ def test_a_segment_without_a_manifest_is_removed(run: Path, place: Path) -> None
     life.kill()
 
 
+def test_segments_without_a_manifest_are_named_in_the_log(run: Path, place: Path) -> None:
+    """A manifest that was removed from outside: nothing else is left that tells of the array."""
+    life = Life(run, place)
+    gone = [life.array(number) for number in range(1, MOST_NAMED + 3)]
+    for record in gone:
+        life.manifest(record).unlink()
+    life.kill()
+    life = Life(run, place)
+    lines = list(life.recovery.lines())
+    assert lines[0] == f"removed {MOST_NAMED + 2} segments without a manifest"
+    named = {line.rpartition(": ")[2] for line in lines[1:-1]}
+    assert len(named) == MOST_NAMED
+    assert named < {record.segment.path for record in gone}
+    assert lines[-1] == "and 2 more"
+    life.kill()
+
+
 def test_a_manifest_that_was_not_finished_is_none(run: Path, place: Path) -> None:
     life = Life(run, place)
     _, path = life.segment(1)
@@ -279,6 +323,7 @@ def test_a_manifest_that_was_not_finished_is_none(run: Path, place: Path) -> Non
     assert not path.exists()
     assert list(life.recovery.lines()) == [
         "removed 1 segments without a manifest",
+        f"never published, or its manifest was removed from outside: {path}",
         "removed 1 manifests that were not finished",
     ]
     life.kill()
@@ -357,12 +402,12 @@ def test_what_cannot_be_looked_at_is_not_lost(
     group = 65534 if call == "chown" else None
     if group is not None:
         require("unprivileged", os.geteuid() == 0, "needs root to give files to any group")
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fail)
         with pytest.raises(NotPermittedError, match="Input/output"):
             Life(run, place, group=group)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
     assert orphan.exists()
     life = Life(run, place)
     assert life.recovery.event.arrays == (record,)

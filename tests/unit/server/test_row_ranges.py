@@ -58,6 +58,15 @@ def test_rows_that_another_declared_are_refused(bench: Bench, rows: tuple[int, i
     other.attach(readonly=False, rows=rows)
 
 
+def test_what_is_wrong_with_rows_is_told(bench: Bench) -> None:
+    client = bench.client()
+    make(client, ArraySpec("x", (100, 7), "<f8"))
+    failed = client.refused(Attach("x", readonly=False, rows=(90, 101)), ErrorCode.INVALID_SPEC)
+    assert (failed.needed, failed.had) == ("0 <= start < stop <= 100", "90 to 101")
+    huge = Attach("x", readonly=False, rows=(0, 10**99))
+    assert client.refused(huge, ErrorCode.INVALID_SPEC).had == "0 to 1" + "0" * 74
+
+
 def test_rows_end_with_their_writer(bench: Bench) -> None:
     client, other, third = bench.client(), bench.client(), bench.client()
     client.create("x", 100)

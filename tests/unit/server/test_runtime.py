@@ -3,12 +3,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hugepool_common import paths
 from hugepool_common.errors import CoordinatorRunningError
-from hugepool_server.manifests import Manifests, begin_epoch, read_coordinator
+from hugepool_server.manifests import (
+    Manifests,
+    begin_epoch,
+    read_coordinator,
+    write_coordinator,
+)
 from hugepool_server.runtime import RuntimeDirectory
+from hugepool_server.tokens import Tokens
 from support.durable import BOOT, STORE, TOKEN, array_record
 
 
@@ -68,3 +75,43 @@ def test_what_a_person_put_there_stays(tmp_path: Path) -> None:
         Path(directory, "notes.txt").touch()
     runtime.close()
     assert sorted(os.listdir(run)) == ["quarantine", "tokens"]
+
+
+def test_a_directory_that_was_moved_away_is_tidied_and_not_the_next_at_its_path(
+    tmp_path: Path,
+) -> None:
+    run, moved = str(tmp_path / "run"), str(tmp_path / "moved")
+    first = RuntimeDirectory(run)
+    begin_epoch(run, BOOT, lambda: STORE)
+    tokens = Tokens(run, BOOT)
+    os.mkdir(paths.manifests_path(run))
+    Path(paths.tokens_path(run), TOKEN).touch()
+    assert first.is_there
+    os.rename(run, moved)
+    assert not first.is_there
+    second = RuntimeDirectory(run)
+    begin_epoch(run, BOOT, lambda: STORE)
+    os.mkdir(paths.tokens_path(run))  # empty, and still not the first one's to remove
+    Path(paths.socket_path(run)).touch()
+    before = sorted(os.listdir(run))
+    tokens.close()
+    first.close()
+    assert sorted(os.listdir(run)) == before
+    assert second.is_there
+    assert os.listdir(moved) == []
+    second.close()
+
+
+def test_the_record_goes_where_the_owned_directory_is(tmp_path: Path) -> None:
+    run, moved = str(tmp_path / "run"), str(tmp_path / "moved")
+    first = RuntimeDirectory(run)
+    record = begin_epoch(run, BOOT, lambda: STORE)
+    os.rename(run, moved)
+    second = RuntimeDirectory(run)
+    others = begin_epoch(run, BOOT, lambda: "f" * 16)
+    changed = msgspec.structs.replace(record, directories=("/dev/shm/hugepool-0-" + STORE,))
+    write_coordinator(run, changed, dir_fd=first.fd)
+    assert read_coordinator(run) == others
+    assert read_coordinator(moved) == changed
+    first.close()
+    second.close()

@@ -19,6 +19,7 @@ from hugepool_common.errors import (
 from hugepool_common.spec import ArraySpec, Member, Segment
 from hugepool_common.units import round_up
 from hugepool_server.sealing import check_sealed
+from support.host import Descriptors
 
 Make = Callable[..., Segment]
 
@@ -178,7 +179,7 @@ def test_it_can_be_cancelled(make: Make) -> None:
 
 def test_nothing_stays_open(make: Make) -> None:
     segment, spec = csr(make, [0, 1], [3], 1)
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with pytest.raises(IndexOutOfRangeError):
         check_sealed(segment, spec)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()

@@ -20,7 +20,7 @@ from hugepool_common.mounts import HugetlbfsMount, TmpfsMount
 from hugepool_common.pages import MOUNT_VARIABLE, Host, Pool
 from hugepool_common.spec import Fall
 from hugepool_common.units import GIB, KIB, MIB
-from hugepool_server.backends import select
+from hugepool_server.backends import hugetlbfs, select
 from hugepool_server.backends.base import SegmentRequest
 from hugepool_server.reclaim import SegmentDirectories
 from support.host import Mounts, fake_host
@@ -267,6 +267,27 @@ def test_no_room_anywhere_is_a_memory_error(directories: SegmentDirectories) -> 
         assert caught.value.needed == "419 MB"
         assert caught.value.had == "/dev/shm has 62.9 MB free"
         assert caught.value.remedy == "mount -o remount,size=404M /dev/shm"
+
+
+@pytest.mark.parametrize("options", [{}, {"huge_pages": "on"}, {"huge_pages": "off"}])
+def test_more_than_the_machine_has_names_no_command(
+    directories: SegmentDirectories, options: dict[str, Any]
+) -> None:
+    full = (TmpfsMount("/dev/shm", "within_size", 64 * MIB, 60 * MIB, True),)
+    host = fake_host(
+        memory_total_bytes=256 * MIB, pools=(Pool(2 * MIB, 76, 12, 0, 0, 0),), tmpfs_mounts=full
+    )
+    with pytest.raises(MemoryError) as caught:
+        _make(directories, host, **options)
+    assert "this machine has 268 MB of memory" in str(caught.value)
+    assert "sysctl" not in str(caught.value) and "mount -o" not in str(caught.value)
+
+
+def test_a_pool_larger_than_free_memory_is_not_recommended() -> None:
+    pool = Pool(2 * MIB, 76, 12, 0, 0, 0)
+    host = fake_host(memory_total_bytes=GIB, memory_available_bytes=300 * MIB, pools=(pool,))
+    assert hugetlbfs.pool_command(host, pool, 400 * MIB) == ""
+    assert hugetlbfs.pool_command(host, pool, 300 * MIB) == "sysctl vm.nr_hugepages=214"
 
 
 def test_a_mount_made_between_two_segments_is_used(

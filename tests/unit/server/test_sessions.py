@@ -203,6 +203,18 @@ def test_a_client_goes_on_with_the_next_coordinator(bench: Bench) -> None:
     assert client.call(Describe("x"), Described).array.readers == 0
 
 
+def test_holders_keep_their_order_in_whatever_order_they_come_back(bench: Bench) -> None:
+    client, other = bench.client(), bench.client()
+    client.sealed()
+    mine, theirs = client.attach(), other.attach()
+    bench.restart()
+    other.resume(held(theirs))
+    client.resume(held(mine))
+    told = client.call(Describe("x", after=0), Described).holders
+    assert [one.lease for one in told] == [mine.lease, theirs.lease]
+    assert [one.pid for one in told] == [client.identity.pid, other.identity.pid]
+
+
 def test_numbers_go_on_above_those_of_before(bench: Bench) -> None:
     client, worker = bench.client(), bench.worker()
     lease = client.create("x")
@@ -344,6 +356,16 @@ def test_a_lease_of_another_is_not_granted_again(bench: Bench) -> None:
     assert failed.had == f"lease {theirs.lease}"
     client.call(Resume((mine,), more=True), Resumed)
     client.refused(Resume((Held(mine.lease, 2, readonly=True),)), ErrorCode.NOT_PERMITTED)
+
+
+def test_what_is_told_after_a_lease_that_is_known_is_checked_too(bench: Bench) -> None:
+    client, other = bench.client(), bench.client()
+    mine, theirs = held(client.sealed("x")), held(other.sealed("y"))
+    client.reply(greet_again(client), Welcome)
+    before = repr(bench.coordinator)
+    client.refused(Resume((mine, theirs)), ErrorCode.NOT_PERMITTED)
+    assert repr(bench.coordinator) == before
+    assert client.call(Resume((mine,)), Resumed) == Resumed(())
 
 
 @pytest.mark.parametrize("number", [-1, 0, (1 << 32) + 1, 1 << 60])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from hugepool_common import paths
+from hugepool_common.errors import NotEnoughMemoryError, NotPermittedError
 from hugepool_server import records
 from hugepool_server.processes import is_stopped, start_ticks
-from hugepool_server.records import Identity, SessionRecord
+from hugepool_server.records import OVER_TCP, Identity, SessionRecord
 from hugepool_server.tokens import Tokens
-from support.host import require, settles
+from support.host import Descriptors, require, settles
 from support.locker import EXEC, FORK, Locker
 
 BOOT = "00000000-1111-2222-3333-444444444444"
@@ -201,7 +203,7 @@ def test_a_holder_in_a_sibling_pid_namespace_has_no_pid_here(tmp_path: Path) -> 
         client.close()
         assert coordinator.stdin is not None
         coordinator.stdin.close()
-        coordinator.wait(20)
+        coordinator.wait(60)
         assert coordinator.stdout is not None
         coordinator.stdout.close()
 
@@ -258,7 +260,7 @@ print("well")
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     require("pid reuse", "ns_last_pid" not in done.stderr, "ns_last_pid cannot be written")
     assert done.stdout == "well\n", done.stderr
@@ -353,7 +355,7 @@ def test_what_cannot_be_looked_at_is_not_dead(
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     target = {"open": "os.open", "lock": "fcntl.fcntl", "began": "builtins.open"}[call]
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     with monkeypatch.context() as patched:
         patched.setattr(target, refused)
         if call == "began":
@@ -362,7 +364,7 @@ def test_what_cannot_be_looked_at_is_not_dead(
             with pytest.raises(OSError, match="denied"):
                 after.read()
     if call != "began":
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert not descriptors.opened()
         found = [one.session for one in after.read()]
     assert found == [1]
     assert os.path.exists(path)
@@ -411,15 +413,15 @@ def test_a_token_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_descriptors_are_given_back(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Descriptors()
     tokens = Tokens(str(tmp_path), BOOT)
     for number in range(1, 20):
         tokens.make(number, me(os.getpid()), "test")
     for number in range(1, 10):
         tokens.forget(number)
-    assert len(os.listdir("/proc/self/fd")) == before + 1 + 10
+    assert len(descriptors.opened()) == 1 + 10
     tokens.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors.opened()
 
 
 def test_start_ticks_tell_processes_apart(locker: Callable[..., Locker]) -> None:
@@ -447,6 +449,22 @@ def test_a_name_with_brackets_does_not_confuse() -> None:
     assert done.stdout == "0\n", done.stderr
 
 
+def test_over_tcp_nothing_is_locked_and_the_next_one_knows_the_name(tmp_path: Path) -> None:
+    first = Tokens(str(tmp_path), BOOT, group=os.getegid())
+    who = OVER_TCP.of_session(3)
+    path = Path(first.make(3, who, "far", 5_000))
+    assert path.stat().st_mode & 0o777 == 0o600, "a secret, of the group too"
+    assert first.knows(path.name) and first.name_of(3) == path.name
+    first.close(keep=True)
+    second = Tokens(str(tmp_path), BOOT)
+    assert second.read() == (SessionRecord(3, path.name, who, 0, "far", BOOT, 5_000),)
+    second.close(keep=True)
+    after_a_reboot = Tokens(str(tmp_path), OTHER_BOOT)
+    assert after_a_reboot.read() == ()
+    assert not path.exists()
+    after_a_reboot.close()
+
+
 def test_a_process_does_not_see_its_own_lock(tokens: Tokens) -> None:
     """So a client in the coordinator's own process could not be bound."""
     path = tokens.make(1, me(os.getpid()), "test")
@@ -454,3 +472,28 @@ def test_a_process_does_not_see_its_own_lock(tokens: Tokens) -> None:
     fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not tokens.check(1)
     os.close(fd)
+
+
+def test_without_its_directory_there_is_no_token_and_no_session(
+    tokens: Tokens,
+) -> None:
+    directory = Path(tokens.make(1, me(os.getpid()), "test")).parent
+    shutil.rmtree(directory)
+    with pytest.raises(NotPermittedError, match="start the coordinator anew") as caught:
+        tokens.make(2, me(os.getpid()), "test")
+    assert caught.value.where == str(directory)
+    assert tokens.name_of(2) == ""
+    assert not tokens.is_there
+
+
+def test_without_a_descriptor_there_is_no_token(
+    tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(NotEnoughMemoryError, match="RLIMIT_NOFILE"):
+            tokens.make(1, me(os.getpid()), "test")
+    assert tokens.name_of(1) == ""
