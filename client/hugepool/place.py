@@ -132,8 +132,9 @@ class Place:
         """Have the thread that has the place look around. Waits for nobody."""
         with self._descriptor:
             if self.wake_fd >= 0:
-                self._woken = True
                 os.eventfd_write(self.wake_fd, 1)
+                # After the write: who reads in between may not leave it readable and not know.
+                self._woken = True
 
     def was_woken(self, ready: Container[object] = ()) -> None:
         """Look around after a wait. For who has the place."""
@@ -143,7 +144,7 @@ class Place:
         try:
             os.eventfd_read(self.wake_fd)
         except BlockingIOError:
-            pass  # it is about to be written
+            pass  # read between the write and the note of it
         self.tell()
 
     def close(self) -> None:

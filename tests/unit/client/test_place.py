@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 
 import pytest
@@ -39,3 +41,27 @@ def test_who_wants_the_place_and_is_taken_back_leaves_it_to_others() -> None:
             thread.join(60)
         assert not [thread for thread in threads if thread.is_alive()]
         place.close()
+
+
+@pytest.mark.parametrize("looks", ["before the write", "after it"])
+def test_a_wake_that_is_met_half_way_does_not_last(
+    monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    """Or whoever has the place would be woken from every later wait without end."""
+    place = Place()
+    write = os.eventfd_write
+
+    def met(fd: int, value: int) -> None:
+        if looks == "before the write":
+            place.was_woken()
+        write(fd, value)
+        if looks == "after it":
+            place.was_woken()
+
+    monkeypatch.setattr(os, "eventfd_write", met)
+    assert not place.enter()
+    place.wake()
+    place.was_woken()
+    assert not select.select([place.wake_fd], [], [], 0)[0]
+    place.leave(False)
+    place.close()
