@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import hugepool
-from peers import ONE_THREAD, ProductPart, ScipyKernel
+from peers import ONE_THREAD, ProductPart
+from product_peers import ScipyKernel
 
 
 @dataclass(frozen=True, slots=True)

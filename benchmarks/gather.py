@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import hugepool
 from contest import Work, entries, measure, progress, ratios, scalings, verified
+from gather_peers import GATHER_PEERS
 from hugepool import partition
 from hugepool.array import SharedArray, SharedObject
 from hugepool.bench.cases import Reference
@@ -33,7 +34,6 @@ from ours import (
     plan_contenders,
     plan_notes,
 )
-from peers import GATHER_PEERS
 from report import Contest, new_run, publish
 from setting import Setting, stream_nbytes
 

@@ -1,6 +1,7 @@
 """Time ``A @ x`` by hugepool and by its peers, in one interleaved run on the same arrays.
 
     python benchmarks/matvec.py --size 1GB --matrix uniform,kronecker:22,stencil:128
+    python benchmarks/matvec.py --size 1GB --transposed       # A.T @ x instead
 
 ``--size`` counts the entries of each matrix, 12 bytes each; a colon gives a matrix its own
 parameter instead: entries, scale, edge of the cube, copies of the graph. Every result
@@ -35,7 +36,7 @@ from ours import (
     plan_contenders,
     plan_notes,
 )
-from peers import PRODUCT_PEERS
+from product_peers import PRODUCT_PEERS, TRANSPOSED_PEERS
 from report import Contest, new_run, publish
 from setting import Setting, stream_nbytes
 
@@ -80,6 +81,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"such as uniform,kronecker:22; of {' '.join(RECIPES)}",
     )
     parser.add_argument(
+        "--transposed",
+        action="store_const",
+        const="rmatvec",
+        default="matvec",
+        dest="operation",
+        help="time A.T @ x",
+    )
+    parser.add_argument(
         "--forms", type=_forms, default=("auto", "direct"), help=f"of plans: {','.join(FORMS)}"
     )
 
@@ -101,37 +110,44 @@ def _forms(text: str) -> tuple[str, ...]:
 
 
 def product_contest(setting: Setting, options: Options, text: str) -> Contest:
-    """Everything that multiplies with one matrix, measured."""
+    """Everything that multiplies with one matrix, or with its transpose, measured."""
     progress(f"making {text}")
     matrix, _ = make_matrix(text, options.nbytes, options.seed)
+    operation = options.extra.operation
+    transposed = operation == "rmatvec"
+    taken, produced = matrix.shape if transposed else matrix.shape[::-1]
     kinds = len(setting.pools)
     shared = matrix.nbytes + 8 * sum(matrix.shape)
     forms = min(len(options.extra.forms), 2) * _PLAN_BYTES // 2 * matrix.nnz
+    # Peers that keep a transpose make all of it in every process before they take their part.
+    kept = (1 + max(options.workers)) * 2 * matrix.nbytes if transposed else 0
     setting.check_room(
         kinds * (shared + forms + stream_nbytes(matrix.nbytes))
         + 3 * matrix.nbytes
-        + 32 * matrix.shape[0]
+        + 32 * produced
+        + kept
     )
-    x = np.random.default_rng([options.seed, matrix.shape[1]]).random(matrix.shape[1])
-    references = _references(matrix, x)
+    x = np.random.default_rng([options.seed, taken]).random(taken)
+    references = _references(matrix, x, transposed)
     reference = references["exact"]
-    objects = {pages: _share(setting, pages, matrix, x) for pages in setting.pools}
+    objects = {pages: _share(setting, pages, matrix, x, produced) for pages in setting.pools}
     limits, streams, work = setting.limit_contenders(objects, matrix.nbytes)
     planned: list[Planned] = []
+    entries_before = _entries_before(matrix) if transposed else matrix.indptr
     contenders = setting.peer_contenders(
-        PRODUCT_PEERS,
-        "matvec",
+        TRANSPOSED_PEERS if transposed else PRODUCT_PEERS,
+        operation,
         objects,
-        lambda workers: partition.by_nnz(matrix.indptr, workers),
+        lambda workers: partition.by_nnz(entries_before, workers),
         reference,
     )
     for pages, roles in objects.items():
         out = array(roles, "out")
         contenders += one_shot_contenders(
             setting,
-            "pool.matvec",
+            f"pool.{operation}",
             pages,
-            functools.partial(_matvec, setting.pools[pages], roles),
+            functools.partial(_product, operation, setting.pools[pages], roles),
             out,
             options.workers,
             reference,
@@ -148,13 +164,15 @@ def product_contest(setting: Setting, options: Options, text: str) -> Contest:
     progress(f"{len(contenders)} contenders verified")
     measure(contenders, options.rounds)
     nbytes = matrix.nbytes + 8 * sum(matrix.shape)
+    # The transposed product reads x in order, and *writes* at random: that limit is not measured.
+    lines_of = 0 if transposed else 8 * taken
     found = entries(
-        contenders,
-        Work(matrix.nnz, "entry", nbytes, 8 * matrix.shape[1], work.lines, work.stream_nbytes),
+        contenders, Work(matrix.nnz, "entry", nbytes, lines_of, work.lines, work.stream_nbytes)
     )
     contest = Contest(
-        f"{text}: {matrix.shape[0]:,} x {matrix.shape[1]:,}, {matrix.nnz:,} entries, "
-        f"x {8 * matrix.shape[1] / 1e6:,.1f} MB",
+        f"{text}{', transposed' if transposed else ''}: "
+        f"{matrix.shape[0]:,} x {matrix.shape[1]:,}, {matrix.nnz:,} entries, "
+        f"x {8 * taken / 1e6:,.1f} MB" + (f", y {8 * produced / 1e6:,.1f} MB" * transposed),
         "entry",
         matrix.nnz,
         nbytes,
@@ -169,23 +187,34 @@ def product_contest(setting: Setting, options: Options, text: str) -> Contest:
     return contest
 
 
-def _references(matrix: CsrMatrix, x: np.ndarray[Any, Any]) -> dict[str, Reference]:
+def _entries_before(matrix: CsrMatrix) -> np.ndarray[Any, Any]:
+    """Entries before each column, and all of them: the transpose's row starts."""
+    counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _references(
+    matrix: CsrMatrix, x: np.ndarray[Any, Any], transposed: bool
+) -> dict[str, Reference]:
     """SciPy's product, and what may differ by the storage of a plan: its rounding of values too."""
     sparse = import_sparse("the reference")
     shape, parts = matrix.shape, (matrix.indices, matrix.indptr)
-    expected = sparse.csr_array((matrix.data, *parts), shape=shape) @ x
+    a = sparse.csr_array((matrix.data, *parts), shape=shape)
     # Two sums of k rounded products differ by at most 2 k eps of the sum of magnitudes.
-    magnitude = sparse.csr_array((np.abs(matrix.data), *parts), shape=shape) @ np.abs(x)
-    entries_of_row = np.maximum(np.diff(matrix.indptr), 1)
-    bound = 2 * entries_of_row * np.finfo(np.float64).eps * magnitude
+    absolute = sparse.csr_array((np.abs(matrix.data), *parts), shape=shape)
+    summed = np.diff(_entries_before(matrix) if transposed else matrix.indptr)
+    expected = a.T @ x if transposed else a @ x
+    magnitude = absolute.T @ np.abs(x) if transposed else absolute @ np.abs(x)
+    bound = 2 * np.maximum(summed, 1) * np.finfo(np.float64).eps * magnitude
+    said = f"SciPy's {'A.T' if transposed else 'A'} @ x"
     return {
-        storage: Reference(expected, bound + rounding * magnitude, "SciPy's A @ x")
+        storage: Reference(expected, bound + rounding * magnitude, said)
         for storage, rounding in (("exact", 0.0), *_ROUNDINGS.items())
     }
 
 
 def _share(
-    setting: Setting, pages: str, matrix: CsrMatrix, x: np.ndarray[Any, Any]
+    setting: Setting, pages: str, matrix: CsrMatrix, x: np.ndarray[Any, Any], produced: int
 ) -> dict[str, SharedObject]:
     """The operands on a page kind, by role."""
     progress(f"sharing on {pages}")
@@ -194,11 +223,12 @@ def _share(
     return {
         "A": setting.pools[pages].put(setting.name("A"), matrix),
         "x": shared_x,
-        "out": setting.array(pages, "out", matrix.shape[0]),
+        "out": setting.array(pages, "out", produced),
     }
 
 
-def _matvec(
+def _product(
+    operation: str,
     pool: hugepool.Pool,
     roles: Mapping[str, SharedObject],
     out: SharedArray | None,
@@ -206,7 +236,8 @@ def _matvec(
 ) -> SharedArray:
     a = roles["A"]
     assert isinstance(a, SharedMatrix)
-    return pool.matvec(a, array(roles, "x"), out, workers=workers)
+    multiply = pool.rmatvec if operation == "rmatvec" else pool.matvec
+    return multiply(a, array(roles, "x"), out, workers=workers)
 
 
 def _planned(
@@ -220,12 +251,12 @@ def _planned(
     matrix = roles["A"]
     assert isinstance(matrix, SharedMatrix)
     choice: dict[str, Any] = {"storage": form} if form in _ROUNDINGS else {"form": form}
-    return build_plan(
-        setting,
-        form,
-        pages,
-        lambda pool: pool.plan_matvec(matrix, uses=USES, workers=workers, **choice),
-    )
+
+    def make(pool: hugepool.Pool) -> hugepool.SharedPlan:
+        plan = pool.plan_rmatvec if options.extra.operation == "rmatvec" else pool.plan_matvec
+        return plan(matrix, uses=USES, workers=workers, **choice)
+
+    return build_plan(setting, form, pages, make)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 import hugepool
-from peers import (
-    HUGE_HEAP,
-    ONE_THREAD,
-    GatherPart,
-    GraphBlasProduct,
-    Peer,
-    ProductPart,
-    find_peer,
-)
+from gather_peers import GATHER_PEERS
+from peers import HUGE_HEAP, ONE_THREAD, GatherPart, Peer, ProductPart, TransposedPart
+from product_peers import PRODUCT_PEERS, TRANSPOSED_PEERS, GraphBlasProduct
 
 LEAD_NS = 2_000_000
 """How far ahead the common start lies; longer than a message takes."""
+
+Operation = Literal["gather", "matvec", "rmatvec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +37,14 @@ class Share:
     Parameters
     ----------
     kind
-        ``gather`` or ``matvec``.
+        ``gather``, ``matvec`` or ``rmatvec``.
     names
         Role (``x``, ``idx``, ``A``, ``out``) to the name of a shared object.
     rows
         Of the result.
     """
 
-    kind: Literal["gather", "matvec"]
+    kind: Operation
     names: Mapping[str, str]
     rows: tuple[int, int]
 
@@ -187,6 +183,21 @@ class PeerProcesses:
         self.close()
 
 
+def find_peer(name: str) -> Peer:
+    """A new adapter of that name.
+
+    Raises
+    ------
+    KeyError
+        There is none.
+    """
+    for kind in (*GATHER_PEERS, *PRODUCT_PEERS, *TRANSPOSED_PEERS):
+        peer = kind()
+        if peer.name == name:
+            return peer
+    raise KeyError(name)
+
+
 class _Served:
     """What one peer process holds."""
 
@@ -204,14 +215,16 @@ class _Served:
         }
         start, stop = share.rows
         x = objects["x"].array
-        part: GatherPart | ProductPart
+        part: GatherPart | ProductPart | TransposedPart
         if share.kind == "gather":
             part = GatherPart(x, objects["idx"].array[start:stop])
         else:
             a = objects["A"]
-            part = ProductPart.of_rows(
-                a.indptr, a.indices, a.data, a.shape[1], x, slice(start, stop)
-            )
+            rows = slice(start, stop)
+            if share.kind == "matvec":
+                part = ProductPart.of_rows(a.indptr, a.indices, a.data, a.shape[1], x, rows)
+            else:
+                part = TransposedPart(ProductPart(a.indptr, a.indices, a.data, a.shape, x), rows)
         peer = find_peer(name)
         started_ns = time.monotonic_ns()
         peer.prepare(part)

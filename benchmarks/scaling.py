@@ -52,7 +52,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=("uniform", "kronecker", "stencil"),
         help="as in matvec.py",
     )
-    parser.set_defaults(forms=("auto",))
+    parser.set_defaults(forms=("auto",), operation="matvec")
 
 
 def _every_count(options: Options) -> Options:

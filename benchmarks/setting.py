@@ -24,13 +24,14 @@ from hugepool_common.pages import read_host
 from hugepool_common.units import format_bytes
 from options import Options
 from peers import Peer
-from processes import PeerFailed, PeerProcesses, Share
+from processes import Operation, PeerFailed, PeerProcesses, Share
 
 _POLICIES: dict[str, dict[str, Any]] = {
     "2M": {"huge_pages": "on", "page_size": "2M"},
     "4K": {"huge_pages": "off", "page_size": "4K"},
 }
 _MOST_LINES = 10_000_000
+_ADDED = "what several processes compute of it would have to be added"
 _SPARE = 0.8
 """Share of the free memory that a run may take."""
 STREAM_BYTES = {"copy": 16, "triad": 24}
@@ -186,7 +187,7 @@ class Setting:
     def peer_contenders(
         self,
         kinds: Sequence[Callable[[], Peer]],
-        kind: Any,
+        kind: Operation,
         objects: Mapping[str, Mapping[str, SharedObject]],
         bounds: Callable[[int], Sequence[int]],
         reference: Reference,
@@ -196,9 +197,9 @@ class Setting:
         Parameters
         ----------
         kinds
-            Of :data:`peers.GATHER_PEERS` or :data:`peers.PRODUCT_PEERS`.
+            Of :data:`gather_peers.GATHER_PEERS`, or of those in ``product_peers``.
         kind
-            ``gather`` or ``matvec``.
+            What they compute.
         objects
             Page kind to roles to objects.
         bounds
@@ -219,6 +220,9 @@ class Setting:
                 for workers in self._options.workers:
                     rows = bounds(workers)
                     label = OWN_PAGES if peer.own_memory else pages
+                    if peer.one_process and workers > 1:
+                        self.missing.append(Missing(peer.name, _ADDED, label, workers))
+                        continue
                     try:
                         contender = self._peer(peer, kind, label, objects[pages], rows, reference)
                     except PeerFailed as error:
@@ -230,7 +234,7 @@ class Setting:
     def _peer(
         self,
         peer: Peer,
-        kind: Any,
+        kind: Operation,
         pages: str,
         objects: Mapping[str, SharedObject],
         rows: Sequence[int],

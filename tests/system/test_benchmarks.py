@@ -63,6 +63,26 @@ def test_products_with_every_kind_of_matrix_agree(tmp_path: Path, matrix: str) -
     assert ("pool.matvec(out)", "scipy A @ x") in ratios
 
 
+def test_transposed_products_agree_and_have_peers_of_their_own(tmp_path: Path) -> None:
+    words = ("--size", "200KB", "--rounds", "1", "--pages", "4K", "--peers", "scipy")
+    forms = ("--forms", "direct,binned", "--matrix", "dense-rows", "--workers", "1,2")
+    run = told(tmp_path / "run.json", "matvec", *words, *forms, "--transposed")
+    (contest,) = run["contests"]
+    assert contest["title"].startswith("dense-rows, transposed: ")
+    agreed = {
+        (entry["name"], entry["workers"]): entry["agreement"]
+        for entry in contest["entries"]
+        if entry["group"] != "limit"
+    }
+    assert all(agreed.values()), agreed
+    assert agreed["plan binned (jobs)", 2] == "bit for bit"
+    assert agreed["pool.rmatvec(out)", 1] == agreed["scipy csc_matvec(y)", 1] == "bit for bit"
+    # Each process takes columns of a transpose that is kept; who sums over rows runs alone.
+    assert {("scipy kept A.T.tocsr() @ x", 1), ("scipy kept A.T.tocsr() @ x", 2)} <= set(agreed)
+    alone = {one["name"] for one in run["missing"] if one["workers"] == 2}
+    assert {"scipy A.T @ x", "scipy csc_matvec(y)"} <= alone
+
+
 def test_plans_that_round_are_checked_by_what_they_may_round(tmp_path: Path) -> None:
     forms = ("mirrored", "compact", "bfloat16")
     words = ("--matrix", "stencil-symmetric:8", "--forms", ",".join(forms), "--workers", "1")
