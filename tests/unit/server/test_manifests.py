@@ -62,6 +62,54 @@ def test_what_one_coordinator_writes_the_next_one_reads(run: str) -> None:
         assert [one.generation for one in again.read(BOOT).records] == [1, 2]
 
 
+def test_what_lies_in_one_directory_is_known(run: str) -> None:
+    here, there = array_record(FIRST, "/here/a"), array_record(SECOND, "/there/a")
+    with Manifests(run) as written:
+        written.write(here)
+        written.write(there)
+        assert written.lying_in("/here") == (here,)
+        assert written.lying_in("/there") == (there,)
+        assert written.lying_in("/") == ()
+
+
+def test_a_directory_that_is_not_where_it_was_is_told(run: str) -> None:
+    place = Path(paths.manifests_path(run))
+    with Manifests(run) as written:
+        assert written.is_there
+        place.rename(place.with_name("away"))
+        assert not written.is_there
+        place.mkdir(mode=0o700)
+        assert not written.is_there, "another directory lies there"
+        place.rmdir()
+        place.with_name("away").rename(place)
+        assert written.is_there
+    with Manifests(run, durable=False) as never:
+        assert never.is_there, "there is none to be missed"
+        assert never.read(BOOT) == Found((), {}, frozenset(), 0, 0, (), 0)
+
+
+def test_a_directory_that_was_removed_is_no_place_to_write_to(run: str) -> None:
+    with Manifests(run) as written:
+        os.rmdir(paths.manifests_path(run))
+        with pytest.raises(NotPermittedError, match="was moved or removed"):
+            written.write(array_record(FIRST))
+        with pytest.raises(SegmentChangedError):
+            written.known(FIRST)
+
+
+def test_the_coordinator_writes_to_the_directory_that_it_has_open(run: str) -> None:
+    record = CoordinatorRecord(7, STORE, (), BOOT)
+    dir_fd = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.rename(run, f"{run}-away")
+        os.mkdir(run, 0o700)
+        manifests.write_coordinator(run, record, dir_fd=dir_fd)
+    finally:
+        os.close(dir_fd)
+    assert os.listdir(run) == []
+    assert read_coordinator(f"{run}-away") == record
+
+
 def test_manifests_are_for_this_user_only(run: str) -> None:
     with Manifests(run) as written:
         written.write(array_record(FIRST))

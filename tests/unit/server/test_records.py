@@ -213,6 +213,11 @@ def test_the_highest_generation_of_one_coordinator_is_not_that_of_the_next() -> 
             epoch=(1 << 31) - 1,
         ),
         array_record(segment=msgspec.structs.replace(SEGMENT, page_size=1 << 48, length=1 << 48)),
+        array_record(
+            segment=msgspec.structs.replace(SEGMENT, backing="b" * 64),
+            pages=msgspec.structs.replace(PAGES, backing="b" * 64, method="m" * 64),
+        ),
+        session_record(1, identity=OVER_TCP.of_session(1), lease_ns=1),
         session_record(1, identity=Identity(0, 0, 0), start_ticks=0, client=""),
         session_record((1 << 63) - 1, start_ticks=(1 << 63) - 1),
         CoordinatorRecord(1, STORE, (), BOOT),
@@ -282,6 +287,17 @@ def test_a_record_is_at_most_a_mebibyte() -> None:
     assert decode(SessionRecord, encode(longest)) == longest
     with pytest.raises(InvalidSpecError, match="at most 1048576 bytes, had 1048577"):
         encode(session_record(client="x" * (room + 1)))
+
+
+def test_a_manifest_is_at_most_what_a_message_can_carry() -> None:
+    def of(text: int) -> ArrayRecord:
+        fall = Fall("r", "c", 0, "x" * text)
+        return array_record(pages=msgspec.structs.replace(PAGES, reasons=(fall,)))
+
+    room = (32 << 10) - len(encode(of(0)))
+    assert decode(ArrayRecord, encode(of(room))) == of(room)
+    with pytest.raises(InvalidSpecError, match="at most 32768 bytes, had 32769"):
+        encode(of(room + 1))
 
 
 def test_who_comes_over_tcp_is_kept_as_that() -> None:
