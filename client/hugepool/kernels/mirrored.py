@@ -28,7 +28,6 @@ from hugepool.kernels.base import (
     Operands,
     PlanArrays,
     Work,
-    refuse_overlap,
 )
 from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.csr import DONE
@@ -41,6 +40,7 @@ from hugepool.kernels.plan_parts import (
     nbytes_of,
     parts_in,
     plan_in,
+    product_operands,
     read_head,
     real_matrix,
     refuse_fill,
@@ -323,12 +323,8 @@ class MatvecMirrored(BoundKernel):
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
-        plan = plan_in(operands)
-        layout = MirroredLayout.read(plan)
-        found = parts_in(plan, layout.parts)
-        x = source_vector(operands, "x", layout.stored.columns)
-        out = target_vector(operands, layout.stored, x)
-        refuse_overlap(out, x=x, **found)
+        layout = MirroredLayout.read(plan_in(operands))
+        found, x, out = product_operands(operands, layout.parts, layout.stored)
         roles = ("first", "pattern", "starts", "shift", "place", "values")
         arguments = (*(found[role] for role in roles), x, out)
         return Bound(_matvec_mirrored, arguments, layout.runs)

@@ -27,7 +27,6 @@ from hugepool.kernels.base import (
     Operands,
     PlanArrays,
     Work,
-    refuse_overlap,
 )
 from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.csr import refuse_failure, refuse_indptr
@@ -41,12 +40,11 @@ from hugepool.kernels.plan_parts import (
     nbytes_of,
     parts_in,
     plan_in,
+    product_operands,
     read_head,
     real_matrix,
     refuse_fill,
     source_in,
-    source_vector,
-    target_vector,
     write_head,
 )
 from hugepool.kernels.rounding import Storage, stored_as
@@ -221,12 +219,8 @@ class MatvecNarrow(BoundKernel):
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
-        plan = plan_in(operands)
-        layout = NarrowLayout.read(plan)
-        found = parts_in(plan, layout.parts)
-        x = source_vector(operands, "x", layout.stored.columns)
-        out = target_vector(operands, layout.stored, x)
-        refuse_overlap(out, x=x, **found)
+        layout = NarrowLayout.read(plan_in(operands))
+        found, x, out = product_operands(operands, layout.parts, layout.stored)
         arguments = (found["starts"], found["base"], found["offset"], found["values"], x, out)
         return Bound(_matvec_groups, arguments, layout.units)
 

@@ -49,6 +49,7 @@ from hugepool.kernels.plan_parts import (
     nbytes_of,
     parts_in,
     plan_in,
+    product_operands,
     read_head,
     real_matrix,
     refuse_changed,
@@ -322,12 +323,10 @@ class MatvecOrdered(BoundKernel):
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
-        plan = plan_in(operands)
-        layout = OrderedLayout.read(plan)
-        found = parts_in(plan, layout.parts)
-        permuted = source_vector(operands, "permuted", layout.used)
-        out = target_vector(operands, layout.stored, permuted)
-        refuse_overlap(out, permuted=permuted, **found)
+        layout = OrderedLayout.read(plan_in(operands))
+        found, permuted, out = product_operands(
+            operands, layout.parts, layout.stored, role="permuted", length=layout.used
+        )
         arguments = (
             *(found["row"], found["starts"], found["columns"], found["values"]),
             *(permuted, out, int(permuted.nbytes > _SECOND_LEVEL_BYTES)),

@@ -36,6 +36,7 @@ from hugepool.kernels.base import (
     check_length,
     check_rows,
     matrix,
+    refuse_overlap,
     vector,
 )
 from hugepool.kernels.csr import CHANGED, refuse_failure
@@ -247,6 +248,39 @@ def target_vector(operands: Operands, stored: Stored, x: Array) -> Array:
     out = vector(operands, "out", (result.str,), writable=True)
     check_length(out, "out", stored.rows)
     return out
+
+
+def product_operands(
+    operands: Operands,
+    parts: tuple[Part, ...],
+    stored: Stored,
+    *,
+    role: str = "x",
+    length: int | None = None,
+) -> tuple[dict[str, Array], Array, Array]:
+    """The arrays of a plan by role, the vector that is multiplied, and ``out``.
+
+    Parameters
+    ----------
+    operands
+        ``plan``, ``out`` and the vector.
+    parts
+        The plan's.
+    stored
+        The matrix.
+    role, length
+        Of the vector, where it is not ``x`` as the caller gave it.
+
+    Raises
+    ------
+    InvalidSpecError
+        One does not fit, or ``out`` overlaps another.
+    """
+    found = parts_in(plan_in(operands), parts)
+    taken = source_vector(operands, role, stored.columns if length is None else length)
+    out = target_vector(operands, stored, taken)
+    refuse_overlap(out, **{role: taken}, **found)
+    return found, taken, out
 
 
 def refuse_fill(outcome: tuple[int, int, int], a: CsrArrays) -> None:

@@ -31,7 +31,6 @@ from hugepool.kernels.base import (
     Operands,
     PlanArrays,
     Work,
-    refuse_overlap,
 )
 from hugepool.kernels.compiler import CompiledLoop
 from hugepool.kernels.csr import refuse_failure
@@ -44,6 +43,7 @@ from hugepool.kernels.plan_parts import (
     nbytes_of,
     parts_in,
     plan_in,
+    product_operands,
     read_head,
     real_matrix,
     refuse_changed,
@@ -380,12 +380,8 @@ class MatvecRepeated(BoundKernel):
 
     def bind(self, operands: Operands) -> Bound:
         """Check the operands once."""
-        plan = plan_in(operands)
-        layout = RepeatedLayout.read(plan)
-        found = parts_in(plan, layout.parts)
-        x = source_vector(operands, "x", layout.stored.columns)
-        out = target_vector(operands, layout.stored, x)
-        refuse_overlap(out, x=x, **found)
+        layout = RepeatedLayout.read(plan_in(operands))
+        found, x, out = product_operands(operands, layout.parts, layout.stored)
         patterns = (found["first"], found["pattern"], found["starts"], found["shift"])
         if layout.shared:
             return Bound(_matvec_shared, (*patterns, found["values"], x, out), layout.runs)
