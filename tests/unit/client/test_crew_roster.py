@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hugepool import crew as crew_module
 from hugepool import crew_watch
+from hugepool.crew import Crew
 from hugepool.crew_control import ControlBlock, ProcessIdentity
 from hugepool.crew_roster import Roster
 from hugepool.crew_watch import MemberWatch
@@ -168,3 +170,23 @@ def test_a_number_that_is_another_s_by_now_tells_of_nobody(
     os.close(alive)
     os.close(pidfd)
     assert ended == []
+
+
+def test_a_crew_that_is_forked_in_the_middle_of_a_step_can_be_closed_in_the_child() -> None:
+    """What a child does first is done here; the thread that steps is not there with it."""
+    crew = Crew.__new__(Crew)
+    crew._lock, crew._closed, crew._forked, crew._steps = threading.RLock(), False, False, {}
+    crew._roster = SimpleNamespace(attention=False, seated={})  # type: ignore[assignment]
+    crew.workers = 2
+    stepping = threading.Thread(target=crew._lock.acquire)
+    stepping.start()
+    stepping.join()
+    crew_module._crews.add(crew)
+    try:
+        crew_module._disown_crews()
+    finally:
+        crew_module._crews.discard(crew)
+    closing = threading.Thread(target=crew.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
