@@ -98,8 +98,8 @@ class Place:
             return True
         with self._lock:
             if self._holder == me:
-                self._holder = 0
                 self._changed.notify_all()
+                self._holder = 0
             elif not self._holder and not self._wanting:
                 self._holder = me
                 return True
@@ -113,13 +113,16 @@ class Place:
         return False
 
     def leave(self, nested: bool) -> None:
-        """Let others have it, unless it is nested or was left already."""
+        """Let others have it, unless it is nested or was left already.
+
+        Ctrl-C may cut it in two, or even off as it begins: then it is to be called again.
+        """
         if nested or self._holder != threading.get_ident():
             return
         with self._lock:
-            self._holder = 0
             if self._following or self._wanting:
                 self._changed.notify_all()
+            self._holder = 0  # last: what was not told by then is told when it is called again
 
     def tell(self) -> None:
         """There is something for another thread, perhaps. For who has the place."""

@@ -65,3 +65,35 @@ def test_a_wake_that_is_met_half_way_does_not_last(
     assert not select.select([place.wake_fd], [], [], 0)[0]
     place.leave(False)
     place.close()
+
+
+def test_who_is_interrupted_as_it_leaves_and_leaves_again_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place()
+    notify_all = place._changed.notify_all
+    assert not place.enter()
+
+    def follow() -> None:
+        while not place.come(False, place.news, None):
+            pass
+        place.leave(False)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    while not place._following:
+        pass
+    with place._lock:  # it is free once the thread waits
+        pass
+
+    def interrupted() -> None:
+        monkeypatch.setattr(place._changed, "notify_all", notify_all)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place._changed, "notify_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        place.leave(False)
+    place.leave(False)
+    thread.join(10)
+    assert not thread.is_alive()
+    place.close()
