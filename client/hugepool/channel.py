@@ -548,7 +548,7 @@ class Channel:
                 self._session.send(self._session.next_number(), message)
             except LinkEnded:
                 return
-            self._ledger.sent_abandoned()
+            self._ledger.sent_abandoned(message)
 
     def _wait(
         self,
