@@ -21,9 +21,11 @@ from hugepool import crew as crew_module
 from hugepool import crew_watch
 from hugepool.crew import Crew
 from hugepool.crew_control import ControlBlock, ProcessIdentity
+from hugepool.crew_member import _Member
 from hugepool.crew_roster import Roster
 from hugepool.crew_watch import MemberWatch
 from hugepool.kernels import crew_words as words
+from hugepool_common.errors import InvalidSpecError
 
 SEATS = 3
 
@@ -190,3 +192,27 @@ def test_a_crew_that_is_forked_in_the_middle_of_a_step_can_be_closed_in_the_chil
     closing.start()
     closing.join(10)
     assert not closing.is_alive()
+
+
+def test_a_member_that_cannot_let_go_of_a_step_says_that_it_left(block: ControlBlock) -> None:
+    """Its first thread would wait for that until the leader's process ends."""
+    member: Any = _Member.__new__(_Member)
+    place = block.seat(1)
+    member._me = SimpleNamespace(place=place, own={words.OWN_LEAVING: 1})
+    member._seat, member._steps, member._error = 1, {1: None}, None
+    member._join = lambda: None
+
+    def failing(number: int) -> None:
+        raise InvalidSpecError(f"step {number}")
+
+    member._release = failing
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    try:
+        member._follow(writer)
+    except InvalidSpecError:
+        pass
+    said = os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    assert (said, place[words.STATE]) == (b".", words.LEFT)
+    assert isinstance(member._error, InvalidSpecError)
