@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Container
+from contextlib import suppress
 
 from hugepool.calls import Call
 from hugepool.interrupts import Uninterrupted
@@ -65,7 +66,7 @@ class Place:
             try:
                 while self._holder:
                     self.wake()
-                    self._changed.wait()
+                    self._await_change(None)
                     if call is not None:
                         call.check()
                 self._holder = me
@@ -107,10 +108,21 @@ class Place:
             try:
                 if self.news == seen:
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    self._changed.wait(left)
+                    self._await_change(left)
             finally:
                 self._following -= 1
         return False
+
+    def _await_change(self, timeout_s: float | None) -> None:
+        try:
+            self._changed.wait(timeout_s)
+        except BaseException:
+            # Ctrl-C may come when the condition has given up the lock and does not wait yet: then
+            # it does not take it back, and who leaves the block would find that it has none.
+            with suppress(RuntimeError):
+                self._lock.release()
+            self._lock.acquire()
+            raise
 
     def leave(self, nested: bool) -> None:
         """Let others have it, unless it is nested or was left already.

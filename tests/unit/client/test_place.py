@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -96,4 +98,45 @@ def test_who_is_interrupted_as_it_leaves_and_leaves_again_keeps_nobody_waiting(
     place.leave(False)
     thread.join(10)
     assert not thread.is_alive()
+    place.close()
+
+
+def test_who_is_interrupted_as_it_begins_to_wait_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not that it has no lock, which an `except Exception` would take for an error."""
+    place = Place()
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        place.enter()
+        held.set()
+        over.wait()
+        place.leave(False)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    held.wait()
+    condition: Any = place._changed
+    release = condition._release_save
+
+    def interrupted() -> None:
+        monkeypatch.setattr(condition, "_release_save", release)
+        release()
+        raise KeyboardInterrupt
+
+    waits: list[Callable[[], object]] = [
+        place.enter,
+        lambda: place.come(False, place.news, None),
+    ]
+    for wait in waits:
+        monkeypatch.setattr(condition, "_release_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    over.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not place.enter()
+    place.leave(False)
+    assert (place._wanting, place._following) == (0, 0)
     place.close()
