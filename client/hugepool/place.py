@@ -39,6 +39,8 @@ class Place:
         self._wanting = 0
         self._following = 0
         self._woken = False
+        self._kept = False
+        """Whether who has it waits nested, and so gives it to nobody, however often it is woken."""
 
     @property
     def mine(self) -> bool:
@@ -65,7 +67,8 @@ class Place:
             self._wanting += 1
             try:
                 while self._holder:
-                    self.wake()
+                    if not self._kept:  # else leave() has us look again
+                        self.wake()
                     self._await_change(None)
                     if call is not None:
                         call.check()
@@ -95,7 +98,10 @@ class Place:
             Of the clock ``time.monotonic``.
         """
         me = threading.get_ident()
-        if nested or (self._holder == me and not self._wanting):
+        if nested:
+            self._kept = True
+            return True
+        if self._holder == me and not self._wanting:
             return True
         with self._lock:
             if self._holder == me:
@@ -129,12 +135,15 @@ class Place:
 
         Ctrl-C may cut it in two, or even off as it begins: then it is to be called again.
         """
-        if nested or self._holder != threading.get_ident():
+        if self._holder != threading.get_ident() or (nested and not self._kept):
             return
         with self._lock:
             if self._following or self._wanting:
                 self._changed.notify_all()
-            self._holder = 0  # last: what was not told by then is told when it is called again
+            # Last: what was not told by then is told when it is called again.
+            self._kept = False
+            if not nested:
+                self._holder = 0
 
     def tell(self) -> None:
         """There is something for another thread, perhaps. For who has the place."""

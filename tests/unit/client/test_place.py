@@ -140,3 +140,44 @@ def test_who_is_interrupted_as_it_begins_to_wait_is_told_so(
     place.leave(False)
     assert (place._wanting, place._following) == (0, 0)
     place.close()
+
+
+def test_who_waits_nested_is_not_woken_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the place to nobody, so that each would wake the other without end."""
+    place = Place()
+    wakes: list[int] = []
+    waits = threading.Semaphore(0)
+    wake, await_change = place.wake, place._await_change
+
+    def counted() -> None:
+        wakes.append(1)
+        wake()
+
+    def noted(timeout_s: float | None) -> None:
+        waits.release()
+        await_change(timeout_s)
+
+    monkeypatch.setattr(place, "wake", counted)
+    monkeypatch.setattr(place, "_await_change", noted)
+
+    def want() -> None:
+        place.enter()
+        place.leave(False)
+
+    assert not place.enter()
+    assert place.enter()  # in a signal's handler
+    thread = threading.Thread(target=want, daemon=True)
+    thread.start()
+    assert waits.acquire(timeout=10)
+    for _ in range(3):
+        assert place.come(True, place.news, None)
+        place.was_woken([place.wake_fd])
+        assert waits.acquire(timeout=10)
+    assert len(wakes) == 1
+    place.leave(True)
+    assert waits.acquire(timeout=10)
+    assert len(wakes) == 2  # it is for who waits not nested now
+    place.leave(False)
+    thread.join(10)
+    assert not thread.is_alive()
+    place.close()
