@@ -36,7 +36,8 @@ class Background:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._lock = threading.Lock()
+        # Entered again by the pool's finalizer, which may run wherever one of them allocates.
+        self._lock = threading.RLock()
         self._came = threading.Condition(self._lock)
         self._queue: deque[tuple[Call, Callable[[], Any], Over]] = deque()
         self._calls: set[Call] = set()
@@ -56,29 +57,41 @@ class Background:
         """
         self._channel.check_usable()
         call = Call()
+        asked = (call, function, over)
         with self._lock:
-            self._queue.append((call, function, over))
-            self._calls.add(call)
-            if self._idle >= len(self._queue):
-                self._came.notify()
-            elif len(self._threads) < MOST_AT_ONCE:
-                # Not one that the interpreter waits for: the pool's end takes calls back.
-                thread = threading.Thread(target=self._work, name="hugepool-call", daemon=True)
-                self._threads.add(thread)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    self._threads.discard(thread)
-                    if not self._threads:  # else another one makes the call when it can
-                        self._queue.pop()
-                        self._calls.discard(call)
-                        raise NotEnoughMemoryError(
-                            f"no thread can be begun for the call: {error}",
-                            needed="1 thread",
-                            had="0",
-                            remedy="raise the limits on memory or processes, or call it directly",
-                        ) from None
+            try:
+                self._queue.append(asked)
+                self._calls.add(call)
+                self._have_thread()
+            except BaseException:  # nobody has the call
+                if asked in self._queue:
+                    self._queue.remove(asked)
+                self._calls.discard(call)
+                raise
         return call
+
+    def _have_thread(self) -> None:
+        """See that what was queued last is begun as soon as there is a thread for it."""
+        if self._idle >= len(self._queue):
+            self._came.notify()
+        elif len(self._threads) < MOST_AT_ONCE:
+            # Not one that the interpreter waits for: the pool's end takes calls back.
+            thread = threading.Thread(target=self._work, name="hugepool-call", daemon=True)
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except BaseException as error:
+                if thread.ident is None:  # one that never began is not to be waited for
+                    self._threads.discard(thread)
+                if not isinstance(error, RuntimeError):
+                    raise
+                if not self._threads:  # else another one makes the call when it can
+                    raise NotEnoughMemoryError(
+                        f"no thread can be begun for the call: {error}",
+                        needed="1 thread",
+                        had="0",
+                        remedy="raise the limits on memory or processes, or call it directly",
+                    ) from None
 
     def take_back(self, call: Call) -> None:
         """Have a call end. Does not wait for that."""

@@ -28,6 +28,7 @@ from typing import TypeVar
 from hugepool import reunion
 from hugepool.calls import Call, Present
 from hugepool.holdings import Claim
+from hugepool.interrupts import Uninterrupted
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
 from hugepool.place import Place
@@ -242,14 +243,19 @@ class Channel:
                 self._give_up(correlation, nested)
                 raise
             finally:
-                place.come_back()
-                self._ledger.forget(correlation, ended=self._session.left)
+                try:
+                    place.come_back()
+                except BaseException:  # Ctrl-C, since the answer came: nobody will hold it
+                    self._ledger.disown(correlation)
+                    place.come_back()
+                    raise
+                finally:
+                    self._ledger.forget(correlation, ended=self._session.left)
         finally:
             try:
                 place.leave(nested)
-            except BaseException:  # Ctrl-C, just as it began
+            finally:  # Ctrl-C, just as it began
                 place.leave(nested)
-                raise
         try:
             return expected(message, answer, reply)
         except LeaseExpiredError:
@@ -329,14 +335,18 @@ class Channel:
     def post(self, message: Message) -> None:
         """Send a report whose reply nobody waits for; if the coordinator ended, to nobody."""
         self._check_process()
-        nested = self._place.enter()
+        place, nested = self._place, self._place.mine
         try:
+            place.enter()
             self._check_open()
             self._session.send(self._session.next_number(), message)
         except LinkEnded:
             pass  # the next call that waits finds this out
         finally:
-            self._place.leave(nested)
+            try:
+                place.leave(nested)
+            finally:  # Ctrl-C, just as it began
+                place.leave(nested)
 
     def post_later(self, message: Message) -> None:
         """Send a message, whose reply nobody waits for, with the next request.
@@ -348,12 +358,16 @@ class Channel:
 
     def flush(self) -> None:
         """Send what was to be sent with the next request, if there is anybody to send it to."""
-        nested = self._place.enter()
+        place, nested = self._place, self._place.mine
         try:
+            place.enter()
             if not (self._closed or self._session.fence.over):
                 self._send_abandoned()
         finally:
-            self._place.leave(nested)
+            try:
+                place.leave(nested)
+            finally:  # Ctrl-C, just as it began
+                place.leave(nested)
 
     def next_notice(self, timeout_s: float | None, *, watch: Sequence[int] = ()) -> Notice | None:
         """Wait for a notice of no request: a worker's work.
@@ -377,14 +391,18 @@ class Channel:
             The coordinator ended, and none came in its place.
         """
         self._check_process()
-        nested = self._place.enter()
+        place, nested = self._place, self._place.mine
         try:
+            place.enter()
             self._check_usable()
             if not self._ledger.notices:
                 self._receive(_deadline(timeout_s), watch)
             return self._ledger.notices.popleft() if self._ledger.notices else None
         finally:
-            self._place.leave(nested)
+            try:
+                place.leave(nested)
+            finally:  # Ctrl-C, just as it began
+                place.leave(nested)
 
     def take_in(self) -> None:
         """Note what has arrived; wait for nothing but the coordinator that follows one that ended.
@@ -396,17 +414,21 @@ class Channel:
         """
         self._check_process()
         self._check_usable()
-        if self._place.taken_by_another:
+        place, nested = self._place, self._place.mine
+        if place.taken_by_another:
             return  # who takes in whatever arrives
-        nested = self._place.enter()
         try:
+            place.enter()
             self._check_usable()
             while self._take_in_one(time.monotonic()):
                 pass
         except LinkEnded:
             self._follow(None)
         finally:
-            self._place.leave(nested)
+            try:
+                place.leave(nested)
+            finally:  # Ctrl-C, just as it began
+                place.leave(nested)
 
     def close(self, *, goodbye: bool = True) -> None:
         """End the session. The arrays that are attached stay mapped until let go."""
@@ -415,22 +437,37 @@ class Channel:
         if self.inherited:
             self._closed = True  # the parent's session is not ours to end
             return
-        nested = self._place.enter()
+        place, nested = self._place, self._place.mine
         try:
+            place.enter()
             if self._closed:
                 return  # by another thread, just now
-            if goodbye:
-                self._leaving = True  # what others asked before may still be answered
-            if goodbye and not self._session.fence.over:
-                self._say_goodbye(nested)
-                self._place.enter()
-            self._closed = True
-            if self._renewal is not None:
-                self._renewal.stop()
-            self._session.close()
-            self._place.close()
+            try:
+                if goodbye:
+                    self._leaving = True  # what others asked before may still be answered
+                    if not self._session.fence.over:
+                        self._say_goodbye(nested)
+            finally:  # whatever interrupts the goodbye: nobody closes it a second time
+                try:
+                    self._end_session()
+                except BaseException:  # Ctrl-C, just as it began
+                    self._end_session()
+                    raise
         finally:
-            self._place.leave(nested)
+            try:
+                place.leave(nested)
+            finally:  # Ctrl-C, just as it began
+                place.leave(nested)
+
+    def _end_session(self) -> None:
+        with Uninterrupted():
+            self._place.enter()
+            if not self._closed:
+                self._closed = True
+                if self._renewal is not None:
+                    self._renewal.stop()
+                self._session.close()
+                self._place.close()
 
     def _say_goodbye(self, nested: bool) -> None:
         correlation = self._session.next_number()
@@ -511,7 +548,7 @@ class Channel:
                 self._session.send(self._session.next_number(), message)
             except LinkEnded:
                 return
-            self._ledger.sent_abandoned()
+            self._ledger.sent_abandoned(message)
 
     def _wait(
         self,

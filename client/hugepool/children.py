@@ -72,8 +72,12 @@ class EmbeddedCoordinator:
                         pass_fds=[writer],
                         start_new_session=True,  # Ctrl-C is for us to handle, then to pass on
                     )
-            writer_end.close()
-            self.address = self._wait_ready(ready, log)
+            try:
+                writer_end.close()
+                self.address = self._wait_ready(ready, log)
+            except BaseException:  # Ctrl-C: nobody has what could be stopped later
+                self.stop()
+                raise
 
     def _wait_ready(self, ready: IO[bytes], log: IO[bytes]) -> str:
         with ready:

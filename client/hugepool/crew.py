@@ -484,6 +484,7 @@ def _count(name: str, value: Any, least: int, most: int) -> int:
 def _disown_crews() -> None:
     """In a forked child: the parent's members are not ours to order about."""
     for crew in list(_crews):
+        crew._lock = threading.RLock()  # another thread of the parent may have had it
         crew._forked = crew._roster.attention = True
 
 

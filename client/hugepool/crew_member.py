@@ -148,11 +148,15 @@ class _Member:
         except BaseException as error:
             self._error = error
         finally:
-            for number in list(self._steps):
-                self._release(number)
-            # From here on we touch nothing of the crew: it may give our rows to another.
-            self._me.place[words.STATE] = words.LEFT
-            os.write(done, b".")
+            try:
+                for number in list(self._steps):
+                    self._release(number)
+            except BaseException as error:
+                self._error = self._error or error
+            finally:
+                # From here on we touch nothing of the crew: it may give our rows to another.
+                self._me.place[words.STATE] = words.LEFT
+                os.write(done, b".")
 
     def _join(self) -> None:
         cpu = int(self._me.place[words.CPU])

@@ -57,6 +57,8 @@ class Seated:
     killed_ns: int = 0
     """When we killed it; 0 if we did not."""
     reason: str = "its process ended"
+    ended: bool = False
+    """Whether nobody is to wait for it any more. Of this member, whoever has its seat next."""
 
 
 class Patience:
@@ -100,12 +102,11 @@ class Roster:
         self.attention = False
         self.losses: list[Loss] = []
         self.seated: dict[int, Seated] = {}
-        self.ended: dict[int, str] = {}
         self._me = leader
         self._block = leader.block
         self._patience_s = patience_s
         self._known: dict[int, int] = {}
-        self._watch = MemberWatch(self._note_exit, self._note_joiner)
+        self._watch = MemberWatch(self._note_end, self._note_joiner)
 
     @property
     def vacant(self) -> list[int]:
@@ -133,13 +134,13 @@ class Roster:
             pidfd = process.open()
         except ProcessLookupError:
             return False
-        self.seated[seat] = Seated(process, pidfd)
+        seated = self.seated[seat] = Seated(process, pidfd)
         place[words.DONE] = self._me.epoch
         place[words.TICK] = 0
         place[words.FAILED_EPOCH] = 0
         place[words.SEATED_INCARNATION] = self._known[seat]
         place[words.SEATED] = self._me.epoch + 1
-        self._watch.add(seat, pidfd)
+        self._watch.add(seated, pidfd)
         return True
 
     def passed(self, epoch: int, first: int) -> int:
@@ -168,8 +169,8 @@ class Roster:
     def _behind(self, word: int, value: int) -> list[int]:
         return [
             seat
-            for seat in self.seated
-            if seat not in self.ended and self._block.seat(seat)[word] < value
+            for seat, seated in self.seated.items()
+            if not seated.ended and self._block.seat(seat)[word] < value
         ]
 
     def look_after(self, waited: Patience, value: int, word: int = words.TICK) -> None:
@@ -183,7 +184,7 @@ class Roster:
         for seat in self._behind(word, value):
             seated = self.seated[seat]
             if self._block.seat(seat)[words.STATE] == words.LEFT:
-                self._note_end(seat, "it left")
+                self._note_end(seated, "it left")
             elif seated.killed_ns or waited.over(seat, seated.process):
                 self._end_member(seat, f"no progress in {waited.limit_s:g} s")
             elif not seated.process.stopped():
@@ -192,7 +193,7 @@ class Roster:
                 seated.stopped_ns = time.monotonic_ns()
             elif time.monotonic_ns() - seated.stopped_ns > STOPPED_NS:
                 self._end_member(seat, "it was stopped by a signal")
-        if self.ended:
+        if any(seated.ended for seated in self.seated.values()):
             self._me.stop_order()
 
     def _end_member(self, seat: int, reason: str) -> None:
@@ -212,13 +213,13 @@ class Roster:
     def dismiss_if_failed(self, seat: int, epoch: int) -> None:
         """A newcomer that could not carry out an order keeps no seat."""
         if self._block.seat(seat)[words.FAILED_EPOCH] == epoch:
-            self._note_end(seat, str(self._block.take_failure(seat).to_error()))
+            self._note_end(self.seated[seat], str(self._block.take_failure(seat).to_error()))
 
     def all_left(self) -> bool:
         """Whether every member has left or ended."""
         return all(
-            seat in self.ended or self._block.seat(seat)[words.STATE] == words.LEFT
-            for seat in self.seated
+            seated.ended or self._block.seat(seat)[words.STATE] == words.LEFT
+            for seat, seated in self.seated.items()
         )
 
     def raise_failure(self, epoch: int) -> None:
@@ -227,24 +228,19 @@ class Roster:
             if self._block.seat(seat)[words.FAILED_EPOCH] == epoch:
                 raise self._block.take_failure(seat).to_error()
 
-    def _note_exit(self, seat: int, pidfd: int) -> None:
-        """The watch saw a process end: not one whose seat another has now."""
-        seated = self.seated.get(seat)
-        if seated is not None and seated.pidfd == pidfd:
-            self._note_end(seat)
-
-    def _note_end(self, seat: int, reason: str = "") -> None:
-        """A member is gone: nobody is to wait for it. Called in any thread."""
-        seated = self.seated.get(seat)
-        if seated is not None:
-            self.ended[seat] = reason or seated.reason
-            self.attention = True
-            self._me.stop_order()
+    def _note_end(self, seated: Seated, reason: str = "") -> None:
+        """A member is gone: nobody is to wait for it. Called in any thread, perhaps twice."""
+        if reason:
+            seated.reason = reason
+        seated.ended = True
+        self.attention = True
+        self._me.stop_order()
 
     def _note_joiner(self) -> bool:
         """Whether somebody new sits on a vacant seat; the next step lets them in."""
         found = bool(self.joiners())
-        self.attention = self.attention or found
+        if found:  # else it is left as it is, which the leader may be about to change
+            self.attention = True
         return found
 
     def joiners(self) -> list[int]:
@@ -260,18 +256,17 @@ class Roster:
     def bury_ended(self) -> bool:
         """Take the seats of those who ended; whether there were any."""
         buried = False
-        while self.ended:
-            seat, reason = self.ended.popitem()
-            seated = self.seated.pop(seat)
+        for seat, seated in [each for each in self.seated.items() if each[1].ended]:
+            del self.seated[seat]
             self._watch.remove(seated.pidfd)
             os.close(seated.pidfd)
             self._block.vacate(seat)
-            self.losses.append(Loss(seat, seated.process.pid, reason))
+            self.losses.append(Loss(seat, seated.process.pid, seated.reason))
             log.warning(
                 "the crew lost seat %d (pid %d): %s; its rows are done by the leader",
                 seat,
                 seated.process.pid,
-                reason,
+                seated.reason,
             )
             buried = True
         return buried

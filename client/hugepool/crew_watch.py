@@ -6,42 +6,53 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 _VACANCY_POLL_MS = 100
 
+_M = TypeVar("_M")
 
-class MemberWatch:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watched(Generic[_M]):
+    """One member; its own, for the number of its descriptor may be another's by and by."""
+
+    member: _M
+
+
+class MemberWatch(Generic[_M]):
     """Watches the pidfds of a crew's members.
 
     Parameters
     ----------
     on_end
-        Called in the watching thread with the seat and the pidfd of each process that ended.
+        Called in the watching thread with each member whose process ended.
     on_vacancy
         Called there every 100 ms while `vacancies` is set; True ends that.
     """
 
-    def __init__(self, on_end: Callable[[int, int], None], on_vacancy: Callable[[], bool]) -> None:
+    def __init__(self, on_end: Callable[[_M], None], on_vacancy: Callable[[], bool]) -> None:
         self._on_end = on_end
         self._on_vacancy = on_vacancy
         self._lock = threading.Lock()
-        self._seats: dict[int, int] = {}
+        self._watched: dict[int, _Watched[_M]] = {}
         self._vacancies = False
         self._stopping = False
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="hugepool-watch", daemon=True)
         self._thread.start()
 
-    def add(self, seat: int, pidfd: int) -> None:
+    def add(self, member: _M, pidfd: int) -> None:
         """Watch one more process."""
         with self._lock:
-            self._seats[pidfd] = seat
+            self._watched[pidfd] = _Watched(member)
         self._nudge()
 
     def remove(self, pidfd: int) -> None:
         """Watch a process no more; its descriptor may be closed then."""
         with self._lock:
-            self._seats.pop(pidfd, None)
+            self._watched.pop(pidfd, None)
         self._nudge()
 
     def look_for_joiners(self) -> None:
@@ -68,7 +79,7 @@ class MemberWatch:
             poller = select.poll()
             poller.register(self._reader, select.POLLIN)
             with self._lock:
-                watched = dict(self._seats)
+                watched = dict(self._watched)
             for pidfd in watched:
                 poller.register(pidfd, select.POLLIN)
             ready = poller.poll(_VACANCY_POLL_MS if self._vacancies else None)
@@ -76,9 +87,16 @@ class MemberWatch:
                 if fd == self._reader:
                     os.read(fd, 4096)
                 elif not event & select.POLLNVAL:
-                    with self._lock:
-                        seat = self._seats.pop(fd, None)
-                    if seat is not None:
-                        self._on_end(seat, fd)
-            if self._vacancies and self._on_vacancy():
-                self._vacancies = False
+                    self._note_end(fd, watched[fd])
+            if self._vacancies:
+                self._vacancies = False  # first: another may be vacant by the time it is answered
+                if not self._on_vacancy():
+                    self._vacancies = True
+
+    def _note_end(self, pidfd: int, ended: _Watched[_M]) -> None:
+        with self._lock:
+            # Since the poll it may have been closed, and its number given to a newcomer.
+            if self._watched.get(pidfd) is not ended:
+                return
+            del self._watched[pidfd]
+        self._on_end(ended.member)

@@ -35,7 +35,11 @@ class Claim:
 
 
 class Holdings:
-    """Claims by the numbers of their leases, as replies grant them and handles let them go."""
+    """Claims by the numbers of their leases, as replies grant them and handles let them go.
+
+    Handles do so in any thread, while another one is at the session's books: each look at the
+    claims is one step, and what is found in it may be gone in the next.
+    """
 
     def __init__(self) -> None:
         self._claims: dict[int, Claim] = {}
@@ -48,7 +52,7 @@ class Holdings:
             segment_id = reply.array.segment.segment_id
             self._hold(Held(reply.lease, segment_id, request.readonly, request.rows))
         elif isinstance(reply, Sealed):
-            for claim in self._claims.values():
+            for claim in list(self._claims.values()):
                 if claim.held.segment_id == reply.array.segment.segment_id:
                     claim.held = replace(claim.held, readonly=True, rows=None)
 
@@ -62,10 +66,8 @@ class Holdings:
 
     def let_go(self, claim: Claim) -> bool:
         """Forget a claim; whether the coordinator is to be told."""
-        known = self._claims.get(claim.held.lease) is claim
-        if known:
-            del self._claims[claim.held.lease]
-        return known
+        lease = claim.held.lease
+        return self._claims.get(lease) is claim and self._claims.pop(lease, None) is not None
 
     def lose(self, segment_ids: Iterable[int]) -> None:
         """A restarted coordinator does not have these segments any more."""
@@ -81,11 +83,11 @@ class Holdings:
 
     def _lose(self, claim: Claim) -> None:
         claim.lost = True
-        del self._claims[claim.held.lease]
+        self._claims.pop(claim.held.lease, None)
 
     def pages(self) -> Iterator[Resume]:
         """All of it, in messages of bounded length; one even if it is nothing."""
-        leases = [self._claims[number].held for number in sorted(self._claims)]
+        leases = [claim.held for _, claim in sorted(self._claims.items())]
         for start in range(0, max(1, len(leases)), PAGE_OF_LEASES):
             stop = start + PAGE_OF_LEASES
             yield Resume(tuple(leases[start:stop]), more=stop < len(leases))

@@ -34,23 +34,42 @@ class Uninterrupted:
     def __init__(self) -> None:
         self._handlers: dict[int, Handler] = {}
         self._caught: list[tuple[int, FrameType | None]] = []
+        self._over = False
 
     def __enter__(self) -> None:
         # Python runs handlers on the main thread alone, so no other is interrupted.
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                handler = _handlers.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    _handlers.signal(number, self._note)
+            try:
+                for number in _SIGNALS:
+                    handler = _handlers.getsignal(number)
+                    if callable(handler):
+                        self._handlers[number] = handler
+                        _handlers.signal(number, self._note)
+            except BaseException:  # of the handler of one that was not yet ours
+                self.__exit__()
+                raise
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._caught.append((number, frame))
+        if self._over:
+            self._handlers[number](number, frame)
+        else:
+            self._caught.append((number, frame))
 
     def __exit__(self, *_: object) -> None:
+        # From here on any of them may raise, and leave those after it unset: so whatever
+        # stays ours passes signals on.
+        self._over = True
+        try:
+            self._restore()
+        except BaseException:
+            self._restore()
+            raise
+        finally:
+            self._run_caught()
+
+    def _restore(self) -> None:
         for number, handler in self._handlers.items():
             _handlers.signal(number, handler)
-        self._run_caught()
 
     def _run_caught(self) -> None:
         if self._caught:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from hugepool import reunion
 from hugepool.holdings import Claim, Holdings
+from hugepool.interrupts import Uninterrupted
 from hugepool_common.messages import (
     ArrayCreated,
     Attached,
@@ -28,7 +29,9 @@ from hugepool_common.messages import (
 
 
 class Ledger:
-    """The books of one channel. Not locked: the channel's lock is held by who uses it.
+    """The books of one channel. Not locked: who has the place at its socket uses them.
+
+    Other threads look whether their own replies and notices are there, and abandon things.
 
     Attributes
     ----------
@@ -53,7 +56,7 @@ class Ledger:
         self.workers_changes = 0
         self._requests: dict[int, Message] = {}
         self._replies: dict[int, Reply] = {}
-        self._told: dict[int, list[Notice]] = {}
+        self._told: dict[int, deque[Notice]] = {}
         self._repeated: set[int] = set()
         self._unwanted: set[int] = set()
         self._uncertain: set[str] = set()
@@ -71,7 +74,11 @@ class Ledger:
 
     def take_told(self, number: int) -> list[Notice]:
         """The notices that came for a request since this was asked last."""
-        return self._told.pop(number, [])
+        told = self._told.get(number)
+        taken: list[Notice] = []
+        while told:  # one by one, for another may be added at any time
+            taken.append(told.popleft())
+        return taken
 
     def request(self, number: int) -> Message:
         """A request that is not forgotten."""
@@ -110,7 +117,7 @@ class Ledger:
             if number == 0:
                 self.notices.append(message)
             elif number in self._requests:
-                self._told.setdefault(number, []).append(message)
+                self._told.setdefault(number, deque()).append(message)
         elif number in self._requests:
             self.holdings.note(self._requests[number], message)
             self._replies[number] = message
@@ -129,25 +136,31 @@ class Ledger:
 
     def next_abandoned(self) -> Message | None:
         """What is to be sent of what was abandoned, if anything; once :meth:`sent_abandoned`."""
-        while self.abandoned:
-            first = self.abandoned[0]
-            if not isinstance(first, Claim):
-                return first
-            self.abandoned.popleft()
-            if self.holdings.let_go(first):
-                self.abandoned.appendleft(Detach(first.held.lease))
+        if not self.abandoned:
+            return None
+        with Uninterrupted():  # a lease that is not put back would be given back by nobody
+            while self.abandoned:
+                first = self.abandoned[0]
+                if not isinstance(first, Claim):
+                    return first
+                self.abandoned.popleft()
+                if self.holdings.let_go(first):
+                    self.abandoned.appendleft(Detach(first.held.lease))
         return None
 
-    def sent_abandoned(self) -> None:
-        """It was sent."""
-        self.abandoned.popleft()
+    def sent_abandoned(self, message: Message) -> None:
+        """It was sent; perhaps by a signal's handler too, which came just after it was."""
+        if self.abandoned and self.abandoned[0] is message:
+            self.abandoned.popleft()
 
     # Between two coordinators -------------------------------------------------
 
     def forget_segments(self) -> None:
         """Another coordinator has taken the place of ours: its numbers mean other arrays."""
-        kept = [one for one in self.abandoned if not (isinstance(one, Destroy) and one.segment_id)]
-        self.abandoned = deque(kept)
+        for _ in range(len(self.abandoned)):  # in place, for more may be added meanwhile
+            first = self.abandoned.popleft()
+            if not (isinstance(first, Destroy) and first.segment_id):
+                self.abandoned.append(first)
 
     def settle_abandoned(self) -> None:
         """Before leases are told to the next coordinator: what nobody holds is not among them."""

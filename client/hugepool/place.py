@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Container
+from contextlib import suppress
 
 from hugepool.calls import Call
 from hugepool.interrupts import Uninterrupted
@@ -38,6 +39,8 @@ class Place:
         self._wanting = 0
         self._following = 0
         self._woken = False
+        self._kept = False
+        """Whether who has it waits nested, and so gives it to nobody, however often it is woken."""
 
     @property
     def mine(self) -> bool:
@@ -64,8 +67,9 @@ class Place:
             self._wanting += 1
             try:
                 while self._holder:
-                    self.wake()
-                    self._changed.wait()
+                    if not self._kept:  # else leave() has us look again
+                        self.wake()
+                    self._await_change(None)
                     if call is not None:
                         call.check()
                 self._holder = me
@@ -94,12 +98,15 @@ class Place:
             Of the clock ``time.monotonic``.
         """
         me = threading.get_ident()
-        if nested or (self._holder == me and not self._wanting):
+        if nested:
+            self._kept = True
+            return True
+        if self._holder == me and not self._wanting:
             return True
         with self._lock:
             if self._holder == me:
-                self._holder = 0
                 self._changed.notify_all()
+                self._holder = 0
             elif not self._holder and not self._wanting:
                 self._holder = me
                 return True
@@ -107,19 +114,36 @@ class Place:
             try:
                 if self.news == seen:
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    self._changed.wait(left)
+                    self._await_change(left)
             finally:
                 self._following -= 1
         return False
 
+    def _await_change(self, timeout_s: float | None) -> None:
+        try:
+            self._changed.wait(timeout_s)
+        except BaseException:
+            # Ctrl-C may come when the condition has given up the lock and does not wait yet: then
+            # it does not take it back, and who leaves the block would find that it has none.
+            with suppress(RuntimeError):
+                self._lock.release()
+            self._lock.acquire()
+            raise
+
     def leave(self, nested: bool) -> None:
-        """Let others have it, unless it is nested or was left already."""
-        if nested or self._holder != threading.get_ident():
+        """Let others have it, unless it is nested or was left already.
+
+        Ctrl-C may cut it in two, or even off as it begins: then it is to be called again.
+        """
+        if self._holder != threading.get_ident() or (nested and not self._kept):
             return
         with self._lock:
-            self._holder = 0
             if self._following or self._wanting:
                 self._changed.notify_all()
+            # Last: what was not told by then is told when it is called again.
+            self._kept = False
+            if not nested:
+                self._holder = 0
 
     def tell(self) -> None:
         """There is something for another thread, perhaps. For who has the place."""

@@ -39,6 +39,7 @@ class Waiting:
         self._shown: Progress | None = None
         self._task: TaskID | None = None
         self._done: tuple[int, int] | None = None
+        self._over = False
 
     def update(self, done_bytes: int, total_bytes: int) -> None:
         """Note how far it is, in bytes."""
@@ -56,15 +57,26 @@ class Waiting:
         ):
             self._timer = threading.Timer(DELAY_S, self._show)
             self._timer.daemon = True
-            self._timer.start()
+            try:
+                self._timer.start()
+            except RuntimeError:
+                self._timer = None  # there is no thread to be had: nothing is shown
+            except BaseException:  # Ctrl-C: the block is not entered, and so never left
+                self._timer.cancel()
+                self._over = True
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer.join()
-        if self._shown is not None:
-            self._shown.stop()
+            try:
+                self._timer.join()
+            finally:  # Ctrl-C: it may be about to show something, which is to be shown no more
+                with self._lock:
+                    self._over = True
+                    if self._shown is not None:
+                        self._shown.stop()
 
     def _show(self) -> None:
         from rich.console import Console
@@ -81,6 +93,8 @@ class Waiting:
         words = TextColumn("{task.description}", markup=False)
         columns = [SpinnerColumn(), words, TimeElapsedColumn()]
         with self._lock:
+            if self._over:
+                return
             done, total = self._done or (0, 0)
             if total:
                 columns[2:2] = [BarColumn(), DownloadColumn()]

@@ -17,6 +17,7 @@ import zmq
 
 from hugepool.fence import Fence
 from hugepool.holdings import Holdings
+from hugepool.interrupts import Uninterrupted
 from hugepool.link import Link, LinkEnded, Ready
 from hugepool.listener import START_REMEDY, Listener, probe
 from hugepool.liveness import Token
@@ -285,9 +286,10 @@ class Session:
 
     def leave(self) -> None:
         """Close the link to a coordinator that ended; the token stays locked."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        with Uninterrupted():  # half closed it would neither serve nor be replaced
+            if self._link is not None:
+                self._link.close()
+                self._link = None
 
     def close(self) -> None:
         """End the session, if nothing else has: its token is locked no more."""

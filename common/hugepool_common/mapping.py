@@ -16,6 +16,7 @@ import errno
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol
@@ -56,6 +57,9 @@ _EHWPOISON = 133
 _PATIENCE = 16
 
 
+_mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+
+
 class CancelFlag(Protocol):
     """What stops a long fill; :class:`threading.Event` is one."""
 
@@ -84,7 +88,7 @@ class Mapping:
 
     Notes
     -----
-    Methods may be called from any thread.
+    Methods may be called from any thread, and in a forked child.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Mapping:
         )
         del owner
         self._idle_references = self._references()
+        _mappings.add(self)
 
     @classmethod
     def open(
@@ -426,3 +431,12 @@ class Mapping:
             where=self.segment.path if self.segment else "",
             remedy="free memory, or raise the limit of the mount or cgroup",
         )
+
+
+def _renew_locks() -> None:
+    """In a forked child: another thread of the parent may have held some of them."""
+    for mapping in list(_mappings):
+        mapping._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

@@ -465,6 +465,8 @@ def test_a_close_that_is_interrupted_ends_everything(service: Service) -> None:
 EVERYWHERE = """
 import os, signal, sys, threading, hugepool
 pool = hugepool.connect()
+channel = pool.background._channel
+ask = {{"asks": pool.stats, "takes in": channel.take_in, "flushes": channel.flush}}["{what}"]
 pool.stats()
 files = ("channel.py", "place.py", "calls.py", "threading.py")
 
@@ -485,7 +487,7 @@ def interrupted_at(point):
                 signal.raise_signal(signal.SIGINT)
     sys.setprofile(look)
     try:
-        pool.stats()
+        ask()
     except KeyboardInterrupt:
         pass
     finally:
@@ -498,13 +500,79 @@ while interrupted_at(point):
         print("stuck after", point, flush=True)
         os._exit(1)
     point += 1
-print("never stuck", point > 20, flush=True)
+print("never stuck", point > 10, flush=True)
 """
 
 
-def test_no_ctrl_c_keeps_other_threads_waiting(service: Service) -> None:
+@pytest.mark.parametrize("what", ["asks", "takes in", "flushes"])
+def test_no_ctrl_c_keeps_other_threads_waiting(service: Service, what: str) -> None:
     """Wherever it comes in a call, the place at the socket is left to others."""
     service.start()
-    child = service.python(EVERYWHERE)
+    child = service.python(EVERYWHERE.format(what=what))
     assert said(child) == "never stuck True"
     assert child.wait(60) == 0
+
+
+INTERRUPTED_GOODBYE = """
+import signal, sys, hugepool
+from hugepool.channel import Channel
+watcher = hugepool.connect()
+
+def interrupted_at(point):
+    left = point
+    def look(frame, event, argument):
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith("channel.py"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+    channel = Channel(watcher.address)
+    sys.setprofile(look)
+    try:
+        channel.close()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    if channel.closed and not channel._closed:
+        print("left open after", point, flush=True)
+        sys.exit(1)
+    channel.close()
+    return left <= 0
+
+point = 1
+while interrupted_at(point):
+    point += 1
+print("never left open", point > 10, flush=True)
+"""
+
+
+def test_a_goodbye_that_is_interrupted_ends_the_session_all_the_same(service: Service) -> None:
+    """A pool closes its session once, so whatever has begun to close it has closed it."""
+    service.start()
+    child = service.python(INTERRUPTED_GOODBYE)
+    assert said(child) == "never left open True"
+    assert child.wait(60) == 0
+
+
+def test_ctrl_c_as_an_answer_is_taken_in_gives_back_what_it_granted(
+    pool: hugepool.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until the place is had, and is heard just then."""
+    place = pool.background._channel._place
+    come_back = place.come_back
+
+    def interrupted() -> None:
+        monkeypatch.setattr(place, "come_back", come_back)
+        come_back()
+        raise KeyboardInterrupt
+
+    pool.put("x", np.arange(10.0)).detach()
+    for ask in (lambda: pool.attach("x"), lambda: pool.create("y", 10)):
+        monkeypatch.setattr(place, "come_back", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    assert [info.spec.name for info in pool.list()] == ["x"]
+    assert pool.describe("x").reader_pids == ()
+    assert not pool.background._channel._ledger._requests

@@ -23,6 +23,7 @@ import pytest
 import hugepool
 from hugepool import jobs
 from hugepool.children import EmbeddedCoordinator
+from hugepool.link import Link
 from hugepool.session import Session
 from hugepool.succession import Succession
 from support.host import require, settles
@@ -657,3 +658,24 @@ def test_a_job_waits_for_the_next_coordinator_as_any_request(service: Service) -
         service.kill()
         with started_soon(service):
             assert pool.gather(x, [2], workers=1).array.tolist() == [2.0]
+
+
+def test_ctrl_c_as_the_end_is_noticed_leaves_a_session_that_goes_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        pool.put("x", np.arange(10.0))
+        forget = Link._forget_coordinator
+
+        def interrupted(link: Link) -> None:
+            monkeypatch.setattr(Link, "_forget_coordinator", forget)
+            signal.raise_signal(signal.SIGINT)
+            forget(link)
+
+        monkeypatch.setattr(Link, "_forget_coordinator", interrupted)
+        service.kill()
+        with pytest.raises(KeyboardInterrupt):
+            pool.list()
+        service.start()
+        assert names(pool) == ["x"]

@@ -156,14 +156,15 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
 
     def encoded(self, number: int, picture: Picture) -> bytes:
         """A picture as an event, made once for all browsers."""
-        if self._encoded[0] != number:
+        known = self._encoded  # read once, for another browser's thread may be behind, or before
+        if known[0] != number:
             arrays = selected(picture.arrays)[:MOST_ARRAYS]
             told = msgspec.structs.replace(picture, arrays=tuple(arrays))
             data = msgspec.json.encode(
                 {"picture": told, "arrays_in_all": len(picture.arrays), "number": number}
             )
-            self._encoded = (number, b"id: %d\ndata: %s\n\n" % (number, data))
-        return self._encoded[1]
+            self._encoded = known = (number, b"id: %d\ndata: %s\n\n" % (number, data))
+        return known[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or turn it away."""

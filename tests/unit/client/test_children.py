@@ -75,3 +75,23 @@ def test_nothing_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.value.where == "/nowhere/python"
     with pytest.raises(NoWorkersError, match="No such file"):
         start_worker("ipc:///nowhere")
+
+
+def test_a_coordinator_that_ctrl_c_keeps_from_being_waited_for_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be there, with its files, until this process ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(coordinator: EmbeddedCoordinator, *_: object) -> str:
+        started.append(coordinator._process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmbeddedCoordinator, "_wait_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EmbeddedCoordinator()
+    (process,) = started
+    ended = process.poll() is not None
+    process.kill()
+    process.wait()
+    assert ended

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from hugepool.holdings import PAGE_OF_LEASES, Holdings
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from hugepool import holdings as holdings_module
+from hugepool.holdings import PAGE_OF_LEASES, Claim, Holdings
 from hugepool_common import wire
 from hugepool_common.messages import (
     ArrayCreated,
@@ -99,3 +105,55 @@ def test_many_leases_are_told_in_pages_that_fit_a_frame() -> None:
 
 def test_who_holds_nothing_says_so() -> None:
     assert list(Holdings().pages()) == [Resume((), more=False)]
+
+
+def three_held() -> Holdings:
+    holdings = Holdings()
+    for lease in (1, 2, 3):
+        holdings.note(Attach("x"), Attached(lease, info(lease)))
+    return holdings
+
+
+def test_a_lease_let_go_by_another_thread_as_a_seal_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the seal's reply would be read and not noted, and its thread wait for ever."""
+    holdings = three_held()
+
+    def met(*args: Any, **changes: Any) -> Any:
+        holdings.let_go(holdings.claim(3))
+        return replace(*args, **changes)
+
+    monkeypatch.setattr(holdings_module, "replace", met)
+    holdings.note(Seal("x"), Sealed(info(1)))
+    assert told(holdings) == (Held(1, 1, True), Held(2, 2, True))
+
+
+def test_a_lease_let_go_by_another_thread_as_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    holdings = three_held()
+    lose = holdings._lose
+
+    def met(claim: Claim) -> None:
+        holdings.let_go(claim)
+        lose(claim)
+
+    monkeypatch.setattr(holdings, "_lose", met)
+    holdings.lose([2])
+    assert told(holdings) == (Held(1, 1, True), Held(3, 3, True))
+
+
+def test_a_lease_let_go_by_another_thread_as_leases_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may still be told: the next coordinator is asked to take it back as this one was."""
+    holdings = three_held()
+
+    def met(claims: Any) -> Any:
+        found = sorted(claims)
+        holdings.let_go(holdings.claim(2))
+        return found
+
+    monkeypatch.setattr(holdings_module, "sorted", met, raising=False)
+    assert told(holdings)
+    monkeypatch.undo()
+    assert told(holdings) == (Held(1, 1, True), Held(3, 3, True))

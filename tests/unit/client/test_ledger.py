@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
+import pytest
+
+from hugepool.holdings import Claim
 from hugepool.ledger import Ledger
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
@@ -43,7 +49,7 @@ def sent(ledger: Ledger) -> list[Message]:
     messages = []
     while (message := ledger.next_abandoned()) is not None:
         messages.append(message)
-        ledger.sent_abandoned()
+        ledger.sent_abandoned(message)
     return messages
 
 
@@ -223,3 +229,79 @@ def test_another_coordinator_is_not_told_to_destroy_by_the_numbers_of_the_last_o
     ledger.abandoned.extend([Destroy("x", 3), Destroy("out-7"), Detach(4)])
     ledger.forget_segments()
     assert sent(ledger) == [Destroy("out-7"), Detach(4)]
+
+
+# While others do something ------------------------------------------------------
+
+
+def test_what_is_abandoned_as_another_coordinator_takes_over_is_kept() -> None:
+    """By the collector, say, or by another thread: it may run at any allocation."""
+    ledger = Ledger()
+
+    class Meeting(Destroy, frozen=True):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "segment_id":
+                ledger.abandoned.append(Detach(7))
+            return super().__getattribute__(name)
+
+    ledger.abandoned.extend([Meeting("x", 3), Detach(4)])
+    ledger.forget_segments()
+    assert sent(ledger) == [Detach(7), Detach(4)]
+
+
+def test_a_notice_that_comes_as_the_ones_before_are_taken_is_taken_next() -> None:
+    ledger = Ledger()
+    ledger.begin(1, CreateArray(SPEC))
+    first, second = CreateProgress(1, 2), CreateProgress(2, 2)
+    taken: list[Message] = []
+
+    class Met(dict[int, Any]):
+        def setdefault(self, number: int, nothing: Any = None) -> Any:
+            found = super().setdefault(number, nothing)
+            taken.extend(ledger.take_told(1))  # by its thread, before the second one is added
+            return found
+
+    ledger.note(1, first)
+    ledger._told = Met(ledger._told)
+    ledger.note(1, second)
+    taken.extend(ledger.take_told(1))
+    assert taken == [first, second]
+    ledger.forget(1)
+    assert ledger.take_told(1) == []
+
+
+def test_what_a_signal_s_handler_has_sent_too_takes_nothing_else_along() -> None:
+    """The handler makes a request of its own, just after the first one was sent."""
+    ledger = Ledger()
+    ledger.abandoned.append(Detach(1))
+    message = ledger.next_abandoned()
+    assert message is not None
+    assert sent(ledger) == [Detach(1)]
+    ledger.sent_abandoned(message)
+    ledger.abandoned.append(Detach(1))
+    message = ledger.next_abandoned()
+    assert message is not None
+    assert sent(ledger) == [Detach(1)]
+    ledger.abandoned.append(Detach(2))
+    ledger.sent_abandoned(message)
+    assert sent(ledger) == [Detach(2)]
+
+
+def test_ctrl_c_as_a_lease_is_given_back_leaves_it_to_be_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger = Ledger()
+    ledger.begin(1, Attach("x"))
+    ledger.note(1, Attached(5, info(1)))
+    ledger.abandoned.append(ledger.holdings.claim(5))
+    let_go = ledger.holdings.let_go
+
+    def interrupted(claim: Claim) -> bool:
+        monkeypatch.setattr(ledger.holdings, "let_go", let_go)
+        signal.raise_signal(signal.SIGINT)
+        return let_go(claim)
+
+    monkeypatch.setattr(ledger.holdings, "let_go", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.next_abandoned()
+    assert sent(ledger) == [Detach(5)]

@@ -269,3 +269,17 @@ def test_the_largest_arrays_are_told_where_there_are_too_many(server: PageServer
     assert told["arrays_in_all"] == page_server.MOST_ARRAYS + 5
     assert [one["nbytes"] for one in told["picture"]["arrays"][:2]] == [1004, 1003]
     assert len(told["picture"]["arrays"]) == page_server.MOST_ARRAYS
+
+
+def test_a_browser_is_told_the_picture_that_it_asked_for(server: PageServer) -> None:
+    """Not an older one, which another browser's thread has encoded just then."""
+    older, newer = (Picture(NOWHERE, 0.0, "absent", f"picture {number}", 0.0) for number in (1, 2))
+
+    class Met(PageServer):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "_encoded" and value[0] == 2:  # type: ignore[index]
+                assert b"picture 1" in self.encoded(1, older)
+
+    server.__class__ = Met
+    assert b"picture 2" in server.encoded(2, newer)

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import resource
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -474,3 +475,19 @@ def _protect(address: int, length: int, protection: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(length), protection):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def test_a_child_forked_while_another_thread_is_at_a_mapping_can_use_it(file: int) -> None:
+    with Mapping.over(file, LENGTH, page_size=4 * KIB) as made:
+        whole = made.array(WHOLE)
+        at_it = threading.Thread(target=made._lock.acquire)  # the child does not have this one
+        at_it.start()
+        at_it.join()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            os._exit(made.live_arrays())
+        made._lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        del whole
