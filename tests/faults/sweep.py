@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import random
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -105,6 +108,8 @@ class Sweep:
         self.failures: list[dict[str, str]] = []
         self.unreached: list[str] = []
         self.fired = 0
+        self.tried: dict[str, tuple[int, int]] = {}
+        """How many of how many, by kind of faults."""
 
     # Processes ----------------------------------------------------------------
 
@@ -603,7 +608,7 @@ def compounds(sweep: Sweep, limit: int | None, rng: random.Random) -> Iterator[t
     yield from found
 
 
-def summary(sweep: Sweep, learned: Counter[tuple[str, str]]) -> str:
+def summary(sweep: Sweep) -> str:
     """A table of what was done and what came of it."""
     lines = [f"{'operation':<10} {'process':<12} {'fault':<24} {'points':>6}  outcomes"]
     rows: dict[tuple[str, str, str], Counter[str]] = {}
@@ -613,8 +618,9 @@ def summary(sweep: Sweep, learned: Counter[tuple[str, str]]) -> str:
         told = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
         lines.append(f"{operation:<10} {target:<12} {kind:<24} {outcomes.total():>6}  {told}")
     kinds = sum(len(shapes) for shapes in sweep.shapes.values())
+    tried = ", ".join(f"{done} of {there} {what}" for what, (done, there) in sweep.tried.items())
     lines.append(
-        f"{sum(learned.values())} points in all, {sweep.fired} fired, "
+        f"{tried} tried, {sweep.fired} fired, "
         f"{len(sweep.unreached)} not reached, {len(sweep.failures)} failed; "
         f"{kinds} kinds of remains after a kill of the coordinator"
     )
@@ -631,7 +637,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help="one point, as a failure names it")
     parser.add_argument("--recovery", default="", help="with --only: inject this into the start")
     parser.add_argument(
-        "--compound", type=int, metavar="N", help="then N double faults; 0: all of them"
+        "--compound", type=int, metavar="N", help="then N double faults; 0: all, tens of thousands"
     )
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args(arguments)
@@ -675,32 +681,53 @@ def _sweep(chosen: argparse.Namespace, world: World, began: float) -> int:
         points = [point for point in points if str(point) == chosen.only]
     elif chosen.sample is not None:
         points = sampled(points, chosen.sample, rng)
-    for number, point in enumerate(points):
+    told = functools.partial(_tell, chosen, sweep, learned, began)
+    asked_to_end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked_to_end.set())
+    done = 0
+    for done, point in enumerate(points, 1):
         restart = point.fault == KILL or chosen.sample is not None or bool(chosen.only)
         sweep.try_point(point, restart=restart, recovery=chosen.recovery)
         if not restart:
             sweep.try_point(point, restart=True)
-        _progress("points", number + 1, len(points), began)
-    if chosen.compound is not None:
+        _progress("points", done, len(points), began)
+        if asked_to_end.is_set():
+            break
+    sweep.tried["points"] = done, len(points)
+    if chosen.compound is not None and not asked_to_end.is_set():
+        told()  # what follows may last for hours
         pairs = list(compounds(sweep, chosen.compound or None, rng))
-        for number, (point, recovery) in enumerate(pairs):
+        for done, (point, recovery) in enumerate(pairs, 1):
             sweep.try_point(point, restart=False, recovery=recovery)
-            _progress("double faults", number + 1, len(pairs), began)
-    print(summary(sweep, learned))
-    if chosen.report:
-        report = {
-            "seed": chosen.seed,
-            "seconds": round(time.monotonic() - began, 1),
-            "points": {"/".join(key): count for key, count in learned.items()},
-            "fired": sweep.fired,
-            "outcomes": {" ".join(key): count for key, count in sweep.outcomes.items()},
-            "unreached": sweep.unreached,
-            "failures": sweep.failures,
-            "remains": {"/".join(key): list(found) for key, found in sweep.shapes.items()},
-            "summary": summary(sweep, learned).splitlines(),
-        }
-        chosen.report.write_text(json.dumps(report, indent=1))
-    return 1 if sweep.failures else 0
+            _progress("double faults", done, len(pairs), began)
+            if asked_to_end.is_set():
+                break
+        sweep.tried["double faults"] = done, len(pairs)
+    told()
+    print(summary(sweep))
+    return 1 if sweep.failures or asked_to_end.is_set() else 0
+
+
+def _tell(
+    chosen: argparse.Namespace, sweep: Sweep, learned: Counter[tuple[str, str]], began: float
+) -> None:
+    """Write the report of what was done so far."""
+    if not chosen.report:
+        return
+    report = {
+        "seed": chosen.seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "tried": sweep.tried,
+        "points": {"/".join(key): count for key, count in learned.items()},
+        "fired": sweep.fired,
+        "outcomes": {" ".join(key): count for key, count in sweep.outcomes.items()},
+        "unreached": sweep.unreached,
+        "failures": sweep.failures,
+        "remains": {"/".join(key): list(found) for key, found in sweep.shapes.items()},
+        "summary": summary(sweep).splitlines(),
+    }
+    chosen.report.write_text(json.dumps(report, indent=1))
 
 
 def _progress(what: str, done: int, total: int, began: float) -> None:
