@@ -59,4 +59,4 @@ def test_a_pool_that_is_collected_in_its_own_thread_is_closed(
     monkeypatch.setattr(background._came, "wait", collected)
     with background._lock:
         background._came.notify_all()  # what waits now waits no more
-    assert stopped.wait(10)
+    assert stopped.wait(60)

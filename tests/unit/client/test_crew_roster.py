@@ -76,8 +76,9 @@ def test_an_end_that_is_told_late_is_not_the_next_member_s(
     roster.look_after(roster.patience(), 1)
     assert roster.bury_ended()
     join(block, 1)
+    # Its descriptor has the number of the first one's, the lowest that is free, unless another
+    # thread of the tests took that just now: then nothing can be mistaken.
     assert roster.receive(1)
-    assert roster.seated[1].pidfd == first.pidfd  # the lowest number that is free
     roster._watch._note_end(first.pidfd, watched)
     roster._note_end(first)  # and had it come further than that
     assert not roster.bury_ended()
@@ -134,7 +135,7 @@ def test_a_seat_that_becomes_vacant_as_another_is_taken_is_looked_at() -> None:
 
     watch = MemberWatch[int](lambda _: None, on_vacancy)
     watch.look_for_joiners()
-    assert enough.wait(10)
+    assert enough.wait(60)
     watch.stop()
 
 
@@ -190,7 +191,7 @@ def test_a_crew_that_is_forked_in_the_middle_of_a_step_can_be_closed_in_the_chil
         crew_module._crews.discard(crew)
     closing = threading.Thread(target=crew.close, daemon=True)
     closing.start()
-    closing.join(10)
+    closing.join(60)
     assert not closing.is_alive()
 
 
