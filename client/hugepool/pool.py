@@ -288,8 +288,8 @@ class Pool(Planning):
         directory
             Of snapshots only; made if it is not there.
         names
-            What to save. Default: all that is sealed. What is not sealed, and plans, are
-            skipped, and the report says so.
+            What to save. Default: all that is sealed, but for temporaries, which go with
+            their clients. What is not sealed, and plans, are skipped, and the report says so.
         progress
             Called with bytes done and bytes in all.
 

@@ -122,7 +122,7 @@ def _leased(
     """Leases on everything that is to be saved; what cannot be is told, or raised if named."""
     chosen = _chosen(names)
     files = []
-    for name in [info.spec.name for info in store.list()] if chosen is None else chosen:
+    for name in _lasting(store) if chosen is None else chosen:
         try:
             file = held.enter_context(LeasedFile(channel, name))
         except (
@@ -145,7 +145,9 @@ def _leased(
                 remedy="raise it: ulimit -n 65536",
             ) from None
         reason = _unfit(file.info)
-        if not reason:
+        if chosen is None and file.info.temporary:  # its name went and was taken since
+            file.close()
+        elif not reason:
             files.append(file)
         elif chosen is None:
             skipped[name] = reason
@@ -153,6 +155,11 @@ def _leased(
         else:
             raise InvalidSpecError(f"{name!r} cannot be saved: {reason}")
     return files
+
+
+def _lasting(store: ArrayStore) -> list[str]:
+    """Names of all but temporaries: those go with their clients, and a restore would keep them."""
+    return [info.spec.name for info in store.list() if not info.temporary]
 
 
 def _unfit(info: ArrayInfo) -> str:

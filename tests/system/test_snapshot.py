@@ -127,6 +127,46 @@ def test_what_cannot_be_saved_is_told(pool: hugepool.Pool, tmp_path: Path) -> No
     assert {info.spec.name: info.readers for info in pool.list()} == readers
 
 
+def test_what_goes_with_its_client_is_saved_only_if_it_is_named(
+    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path
+) -> None:
+    pool.put("x", np.arange(100.0))
+    pool.put("mine", np.arange(10.0), temporary=True)
+    with hugepool.connect(pool.address) as neighbour:
+        neighbour.create("filling", 10, temporary=True)
+        done = neighbour.put("y.new-0", np.arange(5.0), temporary=True)  # a publication under way
+        temporary = {info.spec.name for info in pool.list() if info.temporary}
+        assert temporary == {"mine", "filling", "y.new-0"}
+        report = pool.snapshot(tmp_path)
+        assert [one.name for one in report.objects] == ["x"]
+        assert report.skipped == {}
+        done.publish_as("y")  # it is there to stay from here on
+        assert [one.name for one in pool.snapshot(tmp_path).objects] == ["x", "y"]
+        with pytest.raises(hugepool.InvalidSpecError, match="not sealed"):
+            pool.snapshot(tmp_path, ["filling"])
+        assert [one.name for one in pool.snapshot(tmp_path, ["mine"]).objects] == ["mine"]
+    other.restore(tmp_path)
+    assert [(info.spec.name, info.temporary) for info in other.list()] == [("mine", False)]
+
+
+def test_a_name_that_goes_with_another_client_by_now_is_left_out(
+    pool: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pool.put(name, np.arange(100.0))
+    listed = pool.list
+
+    def then_made_anew() -> tuple[ArrayInfo, ...]:
+        found = listed()
+        pool.destroy("b")
+        pool.put("b", np.arange(100.0), temporary=True)
+        return found
+
+    monkeypatch.setattr(pool, "list", then_made_anew)
+    report = pool.snapshot(tmp_path)
+    assert [one.name for one in report.objects] == ["a"] and report.skipped == {}
+
+
 def test_a_name_that_is_made_anew_meanwhile_is_left_out(
     pool: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
