@@ -296,7 +296,9 @@ class Pool(Planning):
         Raises
         ------
         SnapshotError
-            The directory cannot be written, has no room, or another process works in it.
+            The directory cannot be written, has no room, or another process works in it. Or
+            the snapshot of before stays because it may have the only copy: of an object that
+            is lost now, whatever was named, or of everything, because nothing is here to save.
         ChecksumError
             An object is not what was sealed; the snapshot of before stays.
         InvalidSpecError

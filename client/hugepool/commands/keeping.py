@@ -140,6 +140,8 @@ def snapshot_command(
 
     All of them, unless some are named, but for temporaries, which go with their clients.
     Whatever happens meanwhile, DIR holds the snapshot of before or the new one, whole.
+    Exit status 1, and the one of before stays, if it has what is lost now, or if there is
+    nothing to save.
 
     \b
     Example:
