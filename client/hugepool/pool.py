@@ -288,15 +288,17 @@ class Pool(Planning):
         directory
             Of snapshots only; made if it is not there.
         names
-            What to save. Default: all that is sealed. What is not sealed, and plans, are
-            skipped, and the report says so.
+            What to save. Default: all that is sealed, but for temporaries, which go with
+            their clients. What is not sealed, and plans, are skipped, and the report says so.
         progress
             Called with bytes done and bytes in all.
 
         Raises
         ------
         SnapshotError
-            The directory cannot be written, has no room, or another process works in it.
+            The directory cannot be written, has no room, or another process works in it. Or
+            the snapshot of before stays because it may have the only copy: of an object that
+            is lost now, whatever was named, or of everything, because nothing is here to save.
         ChecksumError
             An object is not what was sealed; the snapshot of before stays.
         InvalidSpecError

@@ -13,9 +13,11 @@ import errno
 import os
 import reprlib
 import secrets
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -48,6 +50,9 @@ from hugepool_common.messages import (
     PublishedAll,
 )
 from hugepool_common.spec import ArraySpec, check_name
+
+_MOST_NAMES_TOLD = 8
+"""More than these make no command that somebody would copy."""
 
 
 class SnapshotReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,9 +92,10 @@ def write_snapshot(
     """Save sealed objects; see ``pool.snapshot``."""
     started_ns = time.monotonic_ns()
     path = os.fsdecode(directory)
-    skipped: dict[str, str] = {}
     with SnapshotDirectory(path, writing=True) as disk, ExitStack() as held:
-        files = _leased(store, channel, names, skipped, held)
+        found = _leased(store, channel, names, held)
+        files = found.files
+        _refuse_loss(disk, found, _unreadable(store, found))
         total = sum(_payload(file.info.spec) for file in files)
         done = 0
         with disk.writing(total) as writer, Waiting(f"writing {path}") as waiting:
@@ -108,21 +114,39 @@ def write_snapshot(
             writer.commit(Index(FORMAT, tuple(saved)))
         disk.check_in_place()
     return SnapshotReport(
-        path, writer.name, tuple(saved), skipped, time.monotonic_ns() - started_ns
+        path, writer.name, tuple(saved), found.skipped, time.monotonic_ns() - started_ns
     )
 
 
+@dataclass(slots=True)
+class _Found:
+    """What is to be saved, and what is not.
+
+    Attributes
+    ----------
+    everything
+        Whether no names were chosen.
+    files
+        To be saved.
+    skipped
+        Names and reasons.
+    unreadable
+        Those of them whose memory is not to be had.
+    """
+
+    everything: bool
+    files: list[LeasedFile] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+
+
 def _leased(
-    store: ArrayStore,
-    channel: Channel,
-    names: Sequence[str] | None,
-    skipped: dict[str, str],
-    held: ExitStack,
-) -> list[LeasedFile]:
+    store: ArrayStore, channel: Channel, names: Sequence[str] | None, held: ExitStack
+) -> _Found:
     """Leases on everything that is to be saved; what cannot be is told, or raised if named."""
     chosen = _chosen(names)
-    files = []
-    for name in [info.spec.name for info in store.list()] if chosen is None else chosen:
+    found = _Found(everything=chosen is None)
+    for name in _lasting(store) if chosen is None else chosen:
         try:
             file = held.enter_context(LeasedFile(channel, name))
         except (
@@ -133,7 +157,9 @@ def _leased(
         ) as error:
             if chosen is not None:
                 raise
-            skipped[name] = error.message
+            found.skipped[name] = error.message
+            if isinstance(error, ArrayLostError | SegmentChangedError):
+                found.unreadable.add(name)
             continue
         except NotEnoughMemoryError as error:
             cause = error.__cause__
@@ -145,14 +171,63 @@ def _leased(
                 remedy="raise it: ulimit -n 65536",
             ) from None
         reason = _unfit(file.info)
-        if not reason:
-            files.append(file)
+        if chosen is None and file.info.temporary:  # its name went and was taken since
+            file.close()
+        elif not reason:
+            found.files.append(file)
         elif chosen is None:
-            skipped[name] = reason
+            found.skipped[name] = reason
             file.close()
         else:
             raise InvalidSpecError(f"{name!r} cannot be saved: {reason}")
-    return files
+    return found
+
+
+def _unreadable(store: ArrayStore, found: _Found) -> dict[str, ArrayInfo]:
+    """What there is, and nobody, or not we, can read."""
+    if found.everything and not found.unreadable:
+        return {}
+    saved = {file.info.spec.name for file in found.files}
+    # Asked anew: what was destroyed between its lease and its opening had no file either.
+    return {
+        info.spec.name: info
+        for info in store.list()
+        if ((info.lost and not info.temporary) or info.spec.name in found.unreadable)
+        and info.spec.name not in saved
+    }
+
+
+def _refuse_loss(
+    disk: SnapshotDirectory, found: _Found, unreadable: Mapping[str, ArrayInfo]
+) -> None:
+    """Let no snapshot go that has the only copy of something; nothing has been written yet."""
+    if found.files and not unreadable:
+        return
+    there = disk.names_held()
+    restore = f"restore it first: hugepool restore {shlex.quote(disk.path)}"
+    if only := sorted(unreadable.keys() & there):
+        names = " ".join(only) if len(only) <= _MOST_NAMES_TOLD else "NAME..."
+        remedy = f"{restore} {names} --replace"
+        if all(unreadable[name].lost for name in only):  # else it may be well, and we may be wrong
+            remedy += f"; or give it up: hugepool rm {names}"
+        raise SnapshotError(
+            "the snapshot of before may have the only copy of what cannot be read now; it stays",
+            had=", ".join(only)[:200],
+            where=disk.path,
+            remedy=remedy,
+        )
+    if there and not found.files:
+        raise SnapshotError(
+            "there is nothing to save, and the snapshot of before has something; it stays",
+            had=", ".join(sorted(there))[:200],
+            where=disk.path,
+            remedy=f"{restore}; or remove the directory",
+        )
+
+
+def _lasting(store: ArrayStore) -> list[str]:
+    """Names of all but temporaries: those go with their clients, and a restore would keep them."""
+    return [info.spec.name for info in store.list() if not info.temporary]
 
 
 def _unfit(info: ArrayInfo) -> str:

@@ -150,6 +150,19 @@ class SnapshotDirectory:
             os.close(fd)
             raise
 
+    def names_held(self) -> set[str]:
+        """Names in the snapshot that counts; none where there is no snapshot.
+
+        Raises
+        ------
+        SnapshotError
+            It is damaged.
+        """
+        if self._read_pointer() is None:
+            return set()
+        with self.open_current() as snapshot:
+            return {saved.name for saved in snapshot.index.objects}
+
     def _read_pointer(self) -> Pointer | None:
         path = os.path.join(self.path, _CURRENT)
         raw = _read_small(_CURRENT, self._fd, path, 4096)

@@ -265,7 +265,7 @@ class QuotaExceededError(NotEnoughMemoryError):
 
 
 class SnapshotError(HugepoolError, ValueError):
-    """A directory holds no whole snapshot."""
+    """A directory holds no whole snapshot, or one that must not be replaced now."""
 
     code = ErrorCode.SNAPSHOT_INVALID
 

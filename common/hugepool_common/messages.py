@@ -123,6 +123,8 @@ class ArrayInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the payload, as :mod:`hugepool_common.checksum` writes it; empty until sealed."""
     lost: bool = False
     """Its memory is gone: the name stands only until it is destroyed."""
+    temporary: bool = False
+    """It goes with its creator, sealed or not, unless it is published under another name."""
 
 
 class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

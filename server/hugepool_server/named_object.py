@@ -214,4 +214,5 @@ class NamedObject:
             generation=self.generation,
             checksum=self.checksum,
             lost=self.lost,
+            temporary=self.temporary,
         )

@@ -780,6 +780,20 @@ MECHANISMS = (
             "    if False:",
             f"{SYSTEM}/test_snapshot.py::test_damaged_files_are_not_restored",
         ),
+        (
+            "one that has what is lost now is not replaced",
+            f"{CLIENT}/snapshot.py",
+            "    if only := sorted(unreadable.keys() & there):",
+            "    if only := list[str]():",
+            f"{SYSTEM}/test_snapshot.py::test_the_only_copy_of_what_is_lost_stays",
+        ),
+        (
+            "one of something is not replaced by one of nothing",
+            f"{CLIENT}/snapshot.py",
+            "    if there and not found.files:",
+            "    if False:",
+            f"{SYSTEM}/test_snapshot.py::test_a_snapshot_of_nothing_takes_the_place_of_none",
+        ),
     ),
     *_of(
         "A restore is all or nothing",

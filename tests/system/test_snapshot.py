@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 
 import hugepool
+from hugepool.channel import Channel
 from hugepool.snapshot_directory import SnapshotDirectory, write_whole
 from hugepool.snapshot_index import FORMAT, Index
 from hugepool_common import checksum
 from hugepool_common.checksum import checksum_of_buffers
 from hugepool_common.messages import ArrayInfo
-from hugepool_common.spec import ArraySpec
+from hugepool_common.spec import ArraySpec, Segment
 from support.extras import sparse
 from support.host import Gauges, Mounts, settles
 from support.power import Disk, disk_at, disks_after, recording, write_disk
@@ -125,6 +126,46 @@ def test_what_cannot_be_saved_is_told(pool: hugepool.Pool, tmp_path: Path) -> No
         pool.snapshot(tmp_path, ["nothing"])
     assert read_held(tmp_path) == {"x": np.arange(100.0).tobytes()}
     assert {info.spec.name: info.readers for info in pool.list()} == readers
+
+
+def test_what_goes_with_its_client_is_saved_only_if_it_is_named(
+    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path
+) -> None:
+    pool.put("x", np.arange(100.0))
+    pool.put("mine", np.arange(10.0), temporary=True)
+    with hugepool.connect(pool.address) as neighbour:
+        neighbour.create("filling", 10, temporary=True)
+        done = neighbour.put("y.new-0", np.arange(5.0), temporary=True)  # a publication under way
+        temporary = {info.spec.name for info in pool.list() if info.temporary}
+        assert temporary == {"mine", "filling", "y.new-0"}
+        report = pool.snapshot(tmp_path)
+        assert [one.name for one in report.objects] == ["x"]
+        assert report.skipped == {}
+        done.publish_as("y")  # it is there to stay from here on
+        assert [one.name for one in pool.snapshot(tmp_path).objects] == ["x", "y"]
+        with pytest.raises(hugepool.InvalidSpecError, match="not sealed"):
+            pool.snapshot(tmp_path, ["filling"])
+        assert [one.name for one in pool.snapshot(tmp_path, ["mine"]).objects] == ["mine"]
+    other.restore(tmp_path)
+    assert [(info.spec.name, info.temporary) for info in other.list()] == [("mine", False)]
+
+
+def test_a_name_that_goes_with_another_client_by_now_is_left_out(
+    pool: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pool.put(name, np.arange(100.0))
+    listed = pool.list
+
+    def then_made_anew() -> tuple[ArrayInfo, ...]:
+        found = listed()
+        pool.destroy("b")
+        pool.put("b", np.arange(100.0), temporary=True)
+        return found
+
+    monkeypatch.setattr(pool, "list", then_made_anew)
+    report = pool.snapshot(tmp_path)
+    assert [one.name for one in report.objects] == ["a"] and report.skipped == {}
 
 
 def test_a_name_that_is_made_anew_meanwhile_is_left_out(
@@ -238,6 +279,99 @@ def test_damaged_memory_is_not_saved(pool: hugepool.Pool, tmp_path: Path) -> Non
     with pytest.raises(hugepool.ChecksumError):
         pool.snapshot(tmp_path)
     assert disk_at(tmp_path) == before
+
+
+# What DIR alone has -------------------------------------------------------------
+
+
+def test_the_only_copy_of_what_is_lost_stays(service: Service, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        for name in "abc":
+            pool.put(name, np.full(100, ord(name), "f8"))
+        pool.snapshot(disk, ["a", "b"])
+        before = disk_at(disk)
+        for name in "ac":
+            os.unlink(pool.describe(name).array.segment.path)
+
+        def refused(names: list[str] | None) -> None:
+            with pytest.raises(hugepool.SnapshotError, match="only copy") as caught:
+                pool.snapshot(disk, names)
+            assert caught.value.had == "a" and f"restore {disk} a " in caught.value.remedy
+            assert disk_at(disk) == before
+
+        refused(None)  # nobody but us has looked for the files yet
+        service.restart()
+        assert pool.stats().lost == 2
+        refused(None)
+        refused(["b"])
+        with pytest.raises(hugepool.ArrayLostError):
+            pool.snapshot(disk, ["a", "b"])
+        done = run(pool, "snapshot", str(disk))
+        assert done.returncode == 1 and "hugepool rm a" in done.stderr
+        assert disk_at(disk) == before
+        done = run(pool, "restore", str(disk), "a", "--replace")  # as we were told
+        assert done.returncode == 0, done.stderr
+        report = pool.snapshot(disk)
+        assert [one.name for one in report.objects] == ["a", "b"]
+        assert list(report.skipped) == ["c"], "what DIR does not have is no reason to refuse"
+        os.unlink(pool.describe("a").array.segment.path)
+        service.restart()
+        pool.destroy("a")
+        assert [one.name for one in pool.snapshot(disk).objects] == ["b"]
+    assert read_held(disk) == {"b": np.full(100, ord("b"), "f8").tobytes()}
+
+
+def test_what_is_destroyed_as_it_is_opened_is_not_lost(
+    pool: hugepool.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pool.put(name, np.zeros(10))
+    pool.snapshot(tmp_path)
+    check_owner = Channel.check_owner
+
+    def too_late(self: Channel, segment: Segment) -> None:
+        if any(info.segment == segment for info in pool.list() if info.spec.name == "b"):
+            pool.destroy("b")
+        check_owner(self, segment)
+
+    monkeypatch.setattr(Channel, "check_owner", too_late)
+    report = pool.snapshot(tmp_path)
+    assert [one.name for one in report.objects] == ["a"] and list(report.skipped) == ["b"]
+
+
+def test_a_snapshot_of_nothing_takes_the_place_of_none(
+    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path
+) -> None:
+    """The timer of a machine that has just started, and its arrays are still on the disk."""
+    pool.put("x", np.zeros(10))
+    pool.snapshot(tmp_path)
+    before = disk_at(tmp_path)
+    other.create("open", 3)
+    for chosen in (None, ()):
+        with pytest.raises(hugepool.SnapshotError, match="nothing") as caught:
+            other.snapshot(tmp_path, chosen)
+        assert f"restore {tmp_path}" in caught.value.remedy
+        assert disk_at(tmp_path) == before
+    done = run(other, "snapshot", str(tmp_path))
+    assert done.returncode == 1 and "hugepool restore" in done.stderr
+    assert disk_at(tmp_path) == before
+    other.restore(tmp_path)
+    assert [one.name for one in other.snapshot(tmp_path).objects] == ["x"]
+
+
+def test_a_snapshot_that_cannot_be_read_gives_way_to_one_of_something(
+    pool: hugepool.Pool, other: hugepool.Pool, tmp_path: Path
+) -> None:
+    pool.put("x", np.zeros(10))
+    pool.snapshot(tmp_path)
+    next(tmp_path.rglob("index.json")).write_bytes(b"{}")
+    with pytest.raises(hugepool.SnapshotError, match="damaged"):
+        other.snapshot(tmp_path)  # nobody can say what would be lost
+    assert next(tmp_path.rglob("*.data")).read_bytes() == bytes(80)
+    pool.snapshot(tmp_path)
+    assert read_held(tmp_path) == {"x": bytes(80)}
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -138,8 +138,10 @@ def snapshot_command(
 ) -> None:
     """Save sealed arrays and matrices to DIR, in place of the snapshot that is there.
 
-    All of them, unless some are named. Whatever happens meanwhile, DIR holds the
-    snapshot of before or the new one, whole.
+    All of them, unless some are named, but for temporaries, which go with their clients.
+    Whatever happens meanwhile, DIR holds the snapshot of before or the new one, whole.
+    Exit status 1, and the one of before stays, if it has what is lost now, or if there is
+    nothing to save.
 
     \b
     Example:
