@@ -50,6 +50,9 @@ DRAIN_NS = 2_000_000_000
 STOP_NS = 3_000_000_000
 """How long it waits for anything."""
 
+EXIT_HANGUP = 128 + signal.SIGHUP
+"""Exit status of a service that SIGHUP ended: a failure, so that systemd starts the next one."""
+
 
 class Daemon:
     """A coordinator at its address.
@@ -84,6 +87,7 @@ class Daemon:
             # First of all: a signal from here on must not leave files behind.
             self._signals = SignalInbox(
                 *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+                spared=(signal.SIGINT, signal.SIGHUP),
                 urgent=(signal.SIGTERM, signal.SIGINT),
             )
             undo.callback(self._signals.close)
@@ -100,6 +104,7 @@ class Daemon:
             self._parent_fd = -1
             undo.callback(self._close_descriptors)
             self._running = True
+            self._status = 0
             self._drain_since_ns: int | None = None
             self._take_over(undo)
             self._endpoint = Endpoint(
@@ -250,15 +255,21 @@ class Daemon:
 
     # The loop -----------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until a signal, a Shutdown request or the end of the parent stops us."""
+    def run(self) -> int:
+        """Serve until a signal, a Shutdown request or the end of the parent stops us.
+
+        Returns
+        -------
+        int
+            Exit status: 0, or :data:`EXIT_HANGUP`.
+        """
         self._watch_parent()
         log.info("listening at %s", " and ".join(filter(None, (self.address, self.tcp_address))))
         while self._running:
             ready = dict(self._poller.poll(self._patience_ms()))
             if self._signals.fileno() in ready:
                 for name in self._signals.read():
-                    self._stop(name)
+                    self._on_signal(name)
             if self._parent_fd in ready:
                 self._poller.unregister(self._parent_fd)
                 self._stop("the parent process ended")
@@ -272,6 +283,7 @@ class Daemon:
                 if socket in ready:
                     for request in self._endpoint.receive(socket):
                         self._on_request(request)
+        return self._status
 
     def _watch_parent(self) -> None:
         parent = self._config.parent_pid
@@ -317,6 +329,18 @@ class Daemon:
     def _look_at_directories(self) -> None:
         if self._whereabouts.look():
             self._handle(events.TroubleSeen(self._whereabouts.troubles))
+
+    def _on_signal(self, name: str) -> None:
+        if self._core.stopping:
+            return
+        # Whoever sends SIGHUP wants the settings read anew, or has lost the terminal: in
+        # neither case are the arrays to go.
+        if name == signal.SIGHUP.name and self._config.durable:
+            self._keep = True
+            self._status = EXIT_HANGUP
+        left = "what it has is left to the next one" if self._keep else "what it has goes with it"
+        log.info("%s: ends in order, and %s", name, left)
+        self._stop(name)
 
     def _stop(self, reason: str) -> None:
         # A second signal that is no second wish: the core would not wait for anything.

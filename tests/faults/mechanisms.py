@@ -853,7 +853,7 @@ MECHANISMS = (
         (
             "a signal is an event of the loop",
             f"{SERVER}/daemon.py",
-            "                    self._stop(name)",
+            "                    self._on_signal(name)",
             "                    pass",
             f"{SYSTEM}/test_service.py::test_sigterm_leaves_no_file",
         ),
@@ -878,6 +878,21 @@ MECHANISMS = (
             "        elif False:",
             f"{SYSTEM}/test_liveness.py"
             "::test_a_second_signal_ends_it_at_once_and_the_next_one_finds_all",
+        ),
+        (
+            "SIGHUP leaves all to the next",
+            f"{SERVER}/daemon.py",
+            "        if name == signal.SIGHUP.name and self._config.durable:",
+            "        if False:",
+            f"{SYSTEM}/test_service.py::test_a_hangup_loses_nothing_and_is_told",
+        ),
+        (
+            "what whoever started it had ignored stays ignored",
+            f"{SERVER}/signals.py",
+            "            if number not in spared or signal.getsignal(number) is not signal.SIG_IGN",
+            "            if True",
+            f"{SYSTEM}/test_service.py"
+            "::test_a_signal_that_was_ignored_at_the_start_stays_ignored[1]",
         ),
         (
             "an end in order removes the segments",
