@@ -460,37 +460,46 @@ def test_an_error_of_another_kind_in_a_worker_is_a_failed_job(service: Service) 
             pool.gather("x", np.arange(3), workers=1)
 
 
-def test_a_default_socket_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_a_socket_of_another_user_is_trusted_only_where_it_was_named(named: bool) -> None:
     require("unprivileged", os.geteuid() == 0, "needs root to become other users")
     directory = Path(tempfile.mkdtemp(prefix="hugepool-test-"))
     directory.chmod(0o777)
+    run = directory / "hugepool"
     planted = subprocess.Popen(
         [
             *("setpriv", "--reuid=64001", "--regid=64003", "--clear-groups"),
             *(sys.executable, "-m", "hugepool_server", "--group", "64003"),
-            *("--runtime-dir", str(directory / "run")),
+            *("--runtime-dir", str(run)),
         ],
         stdout=subprocess.PIPE,
+        text=True,
         cwd="/",
     )
     try:
         assert planted.stdout is not None
-        planted.stdout.readline()
+        address = planted.stdout.readline().strip()
+        place = {"HUGEPOOL_RUNTIME_DIR": str(run)} if named else {"XDG_RUNTIME_DIR": str(directory)}
         done = subprocess.run(
             [
                 *("setpriv", "--reuid=64002", "--regid=64003", "--clear-groups"),
                 *(sys.executable, "-c"),
                 "from hugepool.address import local_address\n"
                 "try: print(local_address(None))\n"
-                "except ConnectionError as error: print(error)\n",
+                "except ConnectionError as error: print('none:', error)\n",
             ],
             capture_output=True,
             text=True,
             cwd="/",
-            env={"PATH": os.environ["PATH"], "HUGEPOOL_RUNTIME_DIR": str(directory / "run")},
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # a tree that is not installed
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **place,
+            },
         )
         assert done.returncode == 0, done.stderr
-        assert "no coordinator runs here" in done.stdout
+        assert (done.stdout.strip() == address) == named, done.stdout
     finally:
         planted.terminate()
         planted.communicate()
