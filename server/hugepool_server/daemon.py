@@ -32,7 +32,13 @@ from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.endpoint import Endpoint
 from hugepool_server.liveness import Liveness
 from hugepool_server.makers import Makers, Origin
-from hugepool_server.manifests import Manifests, begin_epoch, boot_id, write_coordinator
+from hugepool_server.manifests import (
+    Manifests,
+    begin_epoch,
+    boot_id,
+    damaged_segments,
+    write_coordinator,
+)
 from hugepool_server.processes import is_stopped
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import CoordinatorRecord
@@ -124,6 +130,7 @@ class Daemon:
         self._record = self._begin(boot)
         self._tokens = Tokens(config.runtime_directory, boot, group=config.group)
         undo.callback(lambda: self._tokens.close(keep=self._keep))
+        self._damaged: frozenset[int] = frozenset()
         self._directories = SegmentDirectories(
             store=self._record.store if config.durable else None,
             owner=config.runtime_directory if config.durable else None,
@@ -131,7 +138,9 @@ class Daemon:
             made=self._note_directory if config.durable else None,
             renewed=lambda path: self._whereabouts.renewed(path),
         )
-        undo.callback(lambda: self._directories.close(keep=self._keep))
+        undo.callback(
+            lambda: self._directories.close(keep=self._keep, spared=self._in_quarantine())
+        )
         # Undone before the directories: a manifest without a segment is an array lost.
         self._manifests = Manifests(config.runtime_directory, durable=config.durable)
         undo.callback(lambda: self._manifests.close(keep=self._keep))
@@ -154,6 +163,17 @@ class Daemon:
         if found.arrays or found.sessions:
             self._handle(found)
             self._liveness.schedule(time.monotonic_ns())
+        self._look_at_directories()
+
+    def _in_quarantine(self) -> frozenset[int]:
+        """Segments that a person is to look at first: an end in order removes all others."""
+        if not self._config.durable:
+            return frozenset()  # they are another's, and their numbers may be ours too
+        try:
+            # Not by its path, at which there may be another's by now.
+            return damaged_segments(f"/proc/self/fd/{self._runtime.fd}")
+        except OSError:
+            return self._damaged
 
     def _begin(self, boot: str) -> CoordinatorRecord:
         store = secrets.token_hex(8)
@@ -178,6 +198,7 @@ class Daemon:
             boot=boot,
             segment_mode=self._config.segment_mode,
         )
+        self._damaged = recovery.found.quarantined
         for line in recovery.lines():
             log.warning("%s", line)
         found = recovery.event

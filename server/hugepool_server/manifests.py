@@ -11,6 +11,7 @@ segment of a manifest there stays until a person removes it.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -46,6 +47,8 @@ from hugepool_server.records import (
     DamagedRecordError,
     SessionRecord,
 )
+
+log = logging.getLogger("hugepoold")
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
 
@@ -361,9 +364,14 @@ def begin_epoch(
     with refusals(runtime_directory):
         try:
             last = read_coordinator(runtime_directory)
-        except DamagedRecordError:
+        except DamagedRecordError as error:
             last = None
             _copy_damaged(runtime_directory)
+            log.warning(
+                "the coordinator's record is damaged, is made anew from the manifests, and was "
+                "copied into quarantine: %s",
+                error,
+            )
         if last is None:
             last = remembered(runtime_directory, boot)
         if last.boot_id != boot or not last.store:
@@ -470,6 +478,18 @@ def quarantined_segments(runtime_directory: str) -> frozenset[int]:
     return _segments_named(paths.quarantine_path(runtime_directory))
 
 
+def damaged_segments(runtime_directory: str) -> frozenset[int]:
+    """The same, and those whose manifests no coordinator could put away, once others are gone.
+
+    Raises
+    ------
+    OSError
+        One of the places is there and cannot be looked at.
+    """
+    left = _segments_named(paths.manifests_path(runtime_directory))
+    return left | quarantined_segments(runtime_directory)
+
+
 def _segments_named(directory: str) -> frozenset[int]:
     """Segment ids of the manifests in a directory, by their names."""
     try:
@@ -488,7 +508,7 @@ def remembered(runtime_directory: str, boot: str) -> CoordinatorRecord:
     """
     manifests = paths.manifests_path(runtime_directory)
     tokens = paths.tokens_path(runtime_directory)
-    numbers = _segments_named(manifests) | quarantined_segments(runtime_directory)
+    numbers = damaged_segments(runtime_directory)
     epochs = {number >> EPOCH_SHIFT for number in numbers}
     places: Counter[str] = Counter()
     for array in _whole(manifests, ArrayRecord):

@@ -897,8 +897,8 @@ MECHANISMS = (
         (
             "an end in order removes the segments",
             f"{SERVER}/daemon.py",
-            "undo.callback(lambda: self._directories.close(keep=self._keep))",
-            "undo.callback(lambda: self._directories.close(keep=True))",
+            "self._directories.close(keep=self._keep, spared=self._in_quarantine())",
+            "self._directories.close(keep=True)",
             f"{SYSTEM}/test_service.py::test_sigterm_leaves_no_file",
         ),
         (
