@@ -37,7 +37,10 @@ EXIT_INTERRUPTED = 130
     "$XDG_RUNTIME_DIR/hugepool, else /tmp/hugepool-UID.",
 )
 @click.option(
-    "--group", metavar="NAME", help="Let this group connect, attach and fill unsealed arrays."
+    "--group",
+    metavar="NAME",
+    help="Let this group connect, make arrays and read those of all; an array is written by its "
+    "creator's user, and by workers.",
 )
 @click.option(
     "--keep/--no-keep",
