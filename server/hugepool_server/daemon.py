@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import resource
 import secrets
 import signal
 import time
@@ -24,7 +25,7 @@ from hugepool_common import paths
 from hugepool_common._version import __version__
 from hugepool_common.errors import HugepoolError
 from hugepool_common.messages import Failed, Hello, Stats
-from hugepool_common.pages import read_host
+from hugepool_common.pages import Host, read_host
 from hugepool_common.transport import check_threads
 from hugepool_server import descriptors, events
 from hugepool_server.config import Config
@@ -211,8 +212,26 @@ class Daemon:
             )
         return found
 
+    def _warn_of_host(self, host: Host) -> None:
+        """Tell what lets every array, or every large one, fail later or go elsewhere."""
+        preferred = host.preferred_directory
+        if preferred and not os.path.isdir(preferred):
+            log.warning("no array goes to %s (--mount): there is no such directory", preferred)
+        elif preferred and host.preferred_mount() is None:
+            log.warning(
+                "no array goes to %s (--mount): it is on neither hugetlbfs nor tmpfs", preferred
+            )
+        largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if largest != resource.RLIM_INFINITY:
+            log.warning(
+                "this process may make files of at most %d bytes, so larger arrays are refused: "
+                "start it with ulimit -f unlimited (RLIMIT_FSIZE, LimitFSIZE=)",
+                largest,
+            )
+
     def _sweep(self, boot: str, found: events.Recovered) -> None:
         host = read_host()
+        self._warn_of_host(host)
         mounts = [mount.path for mount in host.hugetlbfs_mounts]
         mounts += [mount.path for mount in host.tmpfs_mounts]
         known = {record.segment.path for record in found.arrays}

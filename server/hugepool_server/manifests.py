@@ -25,6 +25,7 @@ import msgspec
 from hugepool_common import paths
 from hugepool_common.errors import (
     DetachedError,
+    NotPermittedError,
     SegmentChangedError,
     UnsupportedPlatformError,
 )
@@ -377,7 +378,15 @@ def begin_epoch(
         if last.boot_id != boot or not last.store:
             last = CoordinatorRecord(last.epoch, new_store(), (), boot)
         record = msgspec.structs.replace(last, epoch=last.epoch + 1)
-        write_coordinator(runtime_directory, record)
+        try:
+            with opened_directory(runtime_directory) as dir_fd:
+                replace_file(dir_fd, paths.COORDINATOR_NAME, records.encode(record))
+        except FileNotFoundError as error:  # what the kernel says of /proc
+            raise NotPermittedError(
+                "no file can be made in the runtime directory",
+                where=runtime_directory,
+                remedy=f"choose another with {paths.RUNTIME_VARIABLE}",
+            ) from error
         return record
 
 

@@ -460,6 +460,18 @@ def test_an_error_of_another_kind_in_a_worker_is_a_failed_job(service: Service) 
             pool.gather("x", np.arange(3), workers=1)
 
 
+def test_a_coordinator_that_does_not_answer_is_told_with_what_to_do(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    assert service.process is not None
+    service.process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr("hugepool.session.HELLO_TIMEOUT_S", 0.1)
+    with pytest.raises(hugepool.RequestTimeoutError, match="whether it is stopped"):
+        hugepool.connect(service.address)
+    service.process.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_socket_of_another_user_is_trusted_only_where_it_was_named(named: bool) -> None:
     require("unprivileged", os.geteuid() == 0, "needs root to become other users")
