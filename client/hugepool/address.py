@@ -49,11 +49,12 @@ def local_service(settings: Settings, refusals: list[NotAdmittedError] | None = 
 
     Notes
     -----
-
     A directory below ``/tmp`` may have been made by anybody: only a coordinator of
     this user or of root is taken there. ``/run`` is root's, and what listens in its
-    ``hugepool`` was put there by root.
+    ``hugepool`` was put there by root. A directory that was named is as good as an address:
+    whoever lets its group in is meant, whichever user that is.
     """
+    named = bool(settings.runtime_dir)
     for address in default_addresses(settings.runtime_dir):
         try:
             listener = probe(address)
@@ -63,6 +64,6 @@ def local_service(settings: Settings, refusals: list[NotAdmittedError] | None = 
             continue
         except CoordinatorUnreachableError:
             continue
-        if listener.uid in (os.geteuid(), 0) or address == service_address():
+        if named or listener.uid in (os.geteuid(), 0) or address == service_address():
             return address
     return None

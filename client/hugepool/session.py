@@ -236,6 +236,8 @@ class Session:
                     "the coordinator did not answer",
                     needed=f"a reply within {self._patience_s:g} s",
                     where=self.address,
+                    remedy="see whether it is stopped (kill -CONT) or its machine overloaded, "
+                    "and try again",
                 )
             if received[0] == number:
                 return expected(message, received[1], reply)

@@ -512,7 +512,9 @@ def _not_yours(found: NamedObject, who: Identity, verb: str) -> NotPermittedErro
         needed=found.creator.told_user,
         had=who.told_user,
         where=found.name,
-        remedy="" if who.is_local else "connect over ipc:// as that user",
+        remedy="do it as that user, or make a copy of your own under another name"
+        if who.is_local
+        else "connect over ipc:// as that user",
     )
 
 

@@ -37,7 +37,10 @@ EXIT_INTERRUPTED = 130
     "$XDG_RUNTIME_DIR/hugepool, else /tmp/hugepool-UID.",
 )
 @click.option(
-    "--group", metavar="NAME", help="Let this group connect, attach and fill unsealed arrays."
+    "--group",
+    metavar="NAME",
+    help="Let this group connect, make arrays and read those of all; an array is written by its "
+    "creator's user, and by workers.",
 )
 @click.option(
     "--keep/--no-keep",
@@ -94,12 +97,14 @@ def hugepoold(
     config: str | None,
     parent: int | None,
     ready_fd: int | None,
-) -> None:
-    """Run the hugepool coordinator in the foreground until SIGTERM or SIGINT.
+) -> int:
+    """Run the hugepool coordinator in the foreground until SIGTERM, SIGINT or SIGHUP.
 
-    The first of these ends it in order, within seconds; a second one at once. However it
-    ends other than in order, and with --keep in order too, the next coordinator on
-    the same directory has the arrays again, and clients reconnect by themselves.
+    The first of these ends it in order, within seconds; a second SIGTERM or SIGINT at once.
+    However it ends other than in order, with --keep in order too, and always after SIGHUP
+    (a closed terminal, or somebody's "reload"; status 129), the next coordinator on the same
+    directory has the arrays again, and clients reconnect by themselves. A SIGHUP or SIGINT
+    that was ignored at the start (nohup, a shell's "&") stays ignored.
 
     What no option says is taken from HUGEPOOL_ variables and hugepool.toml: see
     hugepool config.
@@ -156,7 +161,7 @@ def hugepoold(
         else:
             for address in filter(None, (daemon.address, daemon.tcp_address)):
                 click.echo(address)
-        daemon.run()
+        return daemon.run()
 
 
 @contextmanager

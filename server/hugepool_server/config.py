@@ -22,8 +22,8 @@ class Config:
     runtime_directory
         Directory of the socket; made when missing.
     group
-        Numeric gid that may connect, attach and write unsealed arrays beside
-        our own uid; None keeps everything to this uid.
+        Numeric gid that may connect, make arrays and read those of all beside our own
+        uid; its workers write results. None keeps everything to this uid.
     parent_pid
         Process whose end ends an embedded coordinator; None for a service.
     keep

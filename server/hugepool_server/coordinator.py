@@ -307,8 +307,9 @@ class Coordinator:
         if identity.uid not in (0, self.uid):
             raise NotPermittedError(
                 "only its own user or root may stop the coordinator",
-                needed=f"uid {self.uid} or 0",
+                needed=f"uid {self.uid} or 0" if self.uid else "uid 0",
                 had=identity.told_user,
+                remedy="ask whoever runs it; closing your own pool ends what is yours",
             )
         self._state.reply(asker, ShuttingDown())
         if not self._state.stopping:

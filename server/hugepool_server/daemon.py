@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import resource
 import secrets
 import signal
 import time
@@ -24,7 +25,7 @@ from hugepool_common import paths
 from hugepool_common._version import __version__
 from hugepool_common.errors import HugepoolError
 from hugepool_common.messages import Failed, Hello, Stats
-from hugepool_common.pages import read_host
+from hugepool_common.pages import Host, read_host
 from hugepool_common.transport import check_threads
 from hugepool_server import descriptors, events
 from hugepool_server.config import Config
@@ -32,7 +33,13 @@ from hugepool_server.coordinator import Coordinator, Limits
 from hugepool_server.endpoint import Endpoint
 from hugepool_server.liveness import Liveness
 from hugepool_server.makers import Makers, Origin
-from hugepool_server.manifests import Manifests, begin_epoch, boot_id, write_coordinator
+from hugepool_server.manifests import (
+    Manifests,
+    begin_epoch,
+    boot_id,
+    damaged_segments,
+    write_coordinator,
+)
 from hugepool_server.processes import is_stopped
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import CoordinatorRecord
@@ -49,6 +56,9 @@ DRAIN_NS = 2_000_000_000
 
 STOP_NS = 3_000_000_000
 """How long it waits for anything."""
+
+EXIT_HANGUP = 128 + signal.SIGHUP
+"""Exit status of a service that SIGHUP ended: a failure, so that systemd starts the next one."""
 
 
 class Daemon:
@@ -84,6 +94,7 @@ class Daemon:
             # First of all: a signal from here on must not leave files behind.
             self._signals = SignalInbox(
                 *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+                spared=(signal.SIGINT, signal.SIGHUP),
                 urgent=(signal.SIGTERM, signal.SIGINT),
             )
             undo.callback(self._signals.close)
@@ -100,6 +111,7 @@ class Daemon:
             self._parent_fd = -1
             undo.callback(self._close_descriptors)
             self._running = True
+            self._status = 0
             self._drain_since_ns: int | None = None
             self._take_over(undo)
             self._endpoint = Endpoint(
@@ -119,6 +131,7 @@ class Daemon:
         self._record = self._begin(boot)
         self._tokens = Tokens(config.runtime_directory, boot, group=config.group)
         undo.callback(lambda: self._tokens.close(keep=self._keep))
+        self._damaged: frozenset[int] = frozenset()
         self._directories = SegmentDirectories(
             store=self._record.store if config.durable else None,
             owner=config.runtime_directory if config.durable else None,
@@ -126,7 +139,9 @@ class Daemon:
             made=self._note_directory if config.durable else None,
             renewed=lambda path: self._whereabouts.renewed(path),
         )
-        undo.callback(lambda: self._directories.close(keep=self._keep))
+        undo.callback(
+            lambda: self._directories.close(keep=self._keep, spared=self._in_quarantine())
+        )
         # Undone before the directories: a manifest without a segment is an array lost.
         self._manifests = Manifests(config.runtime_directory, durable=config.durable)
         undo.callback(lambda: self._manifests.close(keep=self._keep))
@@ -149,6 +164,17 @@ class Daemon:
         if found.arrays or found.sessions:
             self._handle(found)
             self._liveness.schedule(time.monotonic_ns())
+        self._look_at_directories()
+
+    def _in_quarantine(self) -> frozenset[int]:
+        """Segments that a person is to look at first: an end in order removes all others."""
+        if not self._config.durable:
+            return frozenset()  # they are another's, and their numbers may be ours too
+        try:
+            # Not by its path, at which there may be another's by now.
+            return damaged_segments(f"/proc/self/fd/{self._runtime.fd}")
+        except OSError:
+            return self._damaged
 
     def _begin(self, boot: str) -> CoordinatorRecord:
         store = secrets.token_hex(8)
@@ -173,6 +199,7 @@ class Daemon:
             boot=boot,
             segment_mode=self._config.segment_mode,
         )
+        self._damaged = recovery.found.quarantined
         for line in recovery.lines():
             log.warning("%s", line)
         found = recovery.event
@@ -185,8 +212,26 @@ class Daemon:
             )
         return found
 
+    def _warn_of_host(self, host: Host) -> None:
+        """Tell what lets every array, or every large one, fail later or go elsewhere."""
+        preferred = host.preferred_directory
+        if preferred and not os.path.isdir(preferred):
+            log.warning("no array goes to %s (--mount): there is no such directory", preferred)
+        elif preferred and host.preferred_mount() is None:
+            log.warning(
+                "no array goes to %s (--mount): it is on neither hugetlbfs nor tmpfs", preferred
+            )
+        largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if largest != resource.RLIM_INFINITY:
+            log.warning(
+                "this process may make files of at most %d bytes, so larger arrays are refused: "
+                "start it with ulimit -f unlimited (RLIMIT_FSIZE, LimitFSIZE=)",
+                largest,
+            )
+
     def _sweep(self, boot: str, found: events.Recovered) -> None:
         host = read_host()
+        self._warn_of_host(host)
         mounts = [mount.path for mount in host.hugetlbfs_mounts]
         mounts += [mount.path for mount in host.tmpfs_mounts]
         known = {record.segment.path for record in found.arrays}
@@ -250,15 +295,21 @@ class Daemon:
 
     # The loop -----------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until a signal, a Shutdown request or the end of the parent stops us."""
+    def run(self) -> int:
+        """Serve until a signal, a Shutdown request or the end of the parent stops us.
+
+        Returns
+        -------
+        int
+            Exit status: 0, or :data:`EXIT_HANGUP`.
+        """
         self._watch_parent()
         log.info("listening at %s", " and ".join(filter(None, (self.address, self.tcp_address))))
         while self._running:
             ready = dict(self._poller.poll(self._patience_ms()))
             if self._signals.fileno() in ready:
                 for name in self._signals.read():
-                    self._stop(name)
+                    self._on_signal(name)
             if self._parent_fd in ready:
                 self._poller.unregister(self._parent_fd)
                 self._stop("the parent process ended")
@@ -272,6 +323,7 @@ class Daemon:
                 if socket in ready:
                     for request in self._endpoint.receive(socket):
                         self._on_request(request)
+        return self._status
 
     def _watch_parent(self) -> None:
         parent = self._config.parent_pid
@@ -317,6 +369,18 @@ class Daemon:
     def _look_at_directories(self) -> None:
         if self._whereabouts.look():
             self._handle(events.TroubleSeen(self._whereabouts.troubles))
+
+    def _on_signal(self, name: str) -> None:
+        if self._core.stopping:
+            return
+        # Whoever sends SIGHUP wants the settings read anew, or has lost the terminal: in
+        # neither case are the arrays to go.
+        if name == signal.SIGHUP.name and self._config.durable:
+            self._keep = True
+            self._status = EXIT_HANGUP
+        left = "what it has is left to the next one" if self._keep else "what it has goes with it"
+        log.info("%s: ends in order, and %s", name, left)
+        self._stop(name)
 
     def _stop(self, reason: str) -> None:
         # A second signal that is no second wish: the core would not wait for anything.

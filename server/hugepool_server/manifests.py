@@ -11,6 +11,7 @@ segment of a manifest there stays until a person removes it.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -24,6 +25,7 @@ import msgspec
 from hugepool_common import paths
 from hugepool_common.errors import (
     DetachedError,
+    NotPermittedError,
     SegmentChangedError,
     UnsupportedPlatformError,
 )
@@ -46,6 +48,8 @@ from hugepool_server.records import (
     DamagedRecordError,
     SessionRecord,
 )
+
+log = logging.getLogger("hugepoold")
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
 
@@ -361,15 +365,28 @@ def begin_epoch(
     with refusals(runtime_directory):
         try:
             last = read_coordinator(runtime_directory)
-        except DamagedRecordError:
+        except DamagedRecordError as error:
             last = None
             _copy_damaged(runtime_directory)
+            log.warning(
+                "the coordinator's record is damaged, is made anew from the manifests, and was "
+                "copied into quarantine: %s",
+                error,
+            )
         if last is None:
             last = remembered(runtime_directory, boot)
         if last.boot_id != boot or not last.store:
             last = CoordinatorRecord(last.epoch, new_store(), (), boot)
         record = msgspec.structs.replace(last, epoch=last.epoch + 1)
-        write_coordinator(runtime_directory, record)
+        try:
+            with opened_directory(runtime_directory) as dir_fd:
+                replace_file(dir_fd, paths.COORDINATOR_NAME, records.encode(record))
+        except FileNotFoundError as error:  # what the kernel says of /proc
+            raise NotPermittedError(
+                "no file can be made in the runtime directory",
+                where=runtime_directory,
+                remedy=f"choose another with {paths.RUNTIME_VARIABLE}",
+            ) from error
         return record
 
 
@@ -470,6 +487,18 @@ def quarantined_segments(runtime_directory: str) -> frozenset[int]:
     return _segments_named(paths.quarantine_path(runtime_directory))
 
 
+def damaged_segments(runtime_directory: str) -> frozenset[int]:
+    """The same, and those whose manifests no coordinator could put away, once others are gone.
+
+    Raises
+    ------
+    OSError
+        One of the places is there and cannot be looked at.
+    """
+    left = _segments_named(paths.manifests_path(runtime_directory))
+    return left | quarantined_segments(runtime_directory)
+
+
 def _segments_named(directory: str) -> frozenset[int]:
     """Segment ids of the manifests in a directory, by their names."""
     try:
@@ -488,7 +517,7 @@ def remembered(runtime_directory: str, boot: str) -> CoordinatorRecord:
     """
     manifests = paths.manifests_path(runtime_directory)
     tokens = paths.tokens_path(runtime_directory)
-    numbers = _segments_named(manifests) | quarantined_segments(runtime_directory)
+    numbers = damaged_segments(runtime_directory)
     epochs = {number >> EPOCH_SHIFT for number in numbers}
     places: Counter[str] = Counter()
     for array in _whole(manifests, ArrayRecord):

@@ -219,14 +219,20 @@ class SegmentDirectories:
             if paths.segment_directory_owner(name) == os.geteuid()
         )
 
-    def close(self, *, keep: bool = False) -> None:
+    def close(self, *, keep: bool = False, spared: Container[int] = ()) -> None:
         """Unlink every segment of ours and its directory. Mapped segments stay readable.
 
         Parameters
         ----------
         keep
             Leave them to the next coordinator of the store, and only unlock them.
+        spared
+            Ids of segments that stay all the same, in their directories.
         """
+
+        def is_spared(path: str) -> bool:
+            return paths.file_segment(os.path.basename(path)) in spared
+
         with self._lock:
             self._closed = True
             opened, self._open = self._open, {}
@@ -235,11 +241,12 @@ class SegmentDirectories:
             for dir_fd, dir_path in former.items():
                 undo.callback(os.close, dir_fd)
                 if not keep:  # it may only have been moved
-                    undo.callback(remove_segments, dir_fd, dir_path, lambda _: False)
+                    undo.callback(remove_segments, dir_fd, dir_path, is_spared)
             for dir_fd, dir_path in dict(opened.values()).items():
                 undo.callback(os.close, dir_fd)
                 if not keep:
-                    undo.callback(_remove_all, dir_fd, dir_path)
+                    undo.callback(remove_directory, dir_fd, dir_path)
+                    undo.callback(remove_segments, dir_fd, dir_path, is_spared)
 
     def __enter__(self) -> SegmentDirectories:
         return self
@@ -394,8 +401,3 @@ def _names(place: str) -> list[str]:
         return os.listdir(place)
     except OSError:
         return []
-
-
-def _remove_all(dir_fd: int, dir_path: str) -> None:
-    remove_segments(dir_fd, dir_path, lambda _: False)
-    remove_directory(dir_fd, dir_path)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 
 from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
 from hugepool_common.paths import (
     COORDINATOR_NAME,
+    SOCKET_NAME,
     is_still,
     is_token,
     manifests_path,
@@ -17,11 +19,20 @@ from hugepool_common.paths import (
     quarantine_path,
     socket_path,
     tokens_path,
+    unfinished_name,
 )
 from hugepool_server.record_files import opened_directory
 
 _HERE = ""
 """In place of a runtime directory's path: names relative to its descriptor."""
+
+_COORDINATORS = frozenset(
+    [
+        *(SOCKET_NAME, COORDINATOR_NAME, unfinished_name(COORDINATOR_NAME)),
+        *(manifests_path(_HERE), tokens_path(_HERE), quarantine_path(_HERE)),
+    ]
+)
+"""What coordinators make in a runtime directory."""
 
 
 class RuntimeDirectory:
@@ -45,7 +56,8 @@ class RuntimeDirectory:
     CoordinatorRunningError
         Another process holds the lock.
     NotPermittedError
-        The directory is not private to this user or cannot be made.
+        The directory is not private to this user, cannot be made, or cannot or should not be
+        given to the group.
     """
 
     def __init__(self, path: str, *, mode: int = 0o700, group: int | None = None) -> None:
@@ -53,14 +65,36 @@ class RuntimeDirectory:
         self.fd, self._made = self._own(path, mode)
         if group is not None:
             try:
-                os.fchown(self.fd, -1, group)
-                os.fchmod(self.fd, mode)
-            except PermissionError:
+                self._admit(group, mode)
+            except BaseException:
                 self.close(keep=True)
-                raise NotPermittedError(
-                    f"cannot give {path} to group {group}",
-                    remedy="run the coordinator as a member of the group",
-                ) from None
+                raise
+
+    def _admit(self, group: int, mode: int) -> None:
+        """Let a group enter. Who made the directory said whom it lets in: it may be /run itself."""
+        status = os.fstat(self.fd)
+        had = stat.S_IMODE(status.st_mode)
+        enters = stat.S_IXGRP if status.st_gid == group else stat.S_IXOTH
+        if not self._made and had & enters:
+            return
+        # Of an earlier coordinator, for another group or none, if there is nothing else in it.
+        if not self._made and not _COORDINATORS.issuperset(os.listdir(self.fd)):
+            raise NotPermittedError(
+                f"the runtime directory holds other things too, and group {group} may not enter it",
+                needed=f"group {group}, mode {mode:04o}",
+                had=f"group {status.st_gid}, mode {had:04o}",
+                where=self.path,
+                remedy="choose a directory that is not there yet, or let the group in: "
+                f"chgrp {group} {self.path} && chmod g=x {self.path}",
+            )
+        try:
+            os.fchown(self.fd, -1, group)
+            os.fchmod(self.fd, mode)
+        except PermissionError:
+            raise NotPermittedError(
+                f"cannot give {self.path} to group {group}",
+                remedy="run the coordinator as a member of the group",
+            ) from None
 
     @staticmethod
     def _own(path: str, mode: int) -> tuple[int, bool]:

@@ -20,19 +20,31 @@ class SignalInbox:
     ----------
     numbers
         Which ones.
+    spared
+        Those of them that stay ignored where whoever started the process had them ignored:
+        ``nohup`` does so with SIGHUP, a shell with the SIGINT of what it runs in the background.
     urgent
         Those of them that end the process at once when one of them came before.
     """
 
-    def __init__(self, *numbers: signal.Signals, urgent: Sequence[signal.Signals] = ()) -> None:
+    def __init__(
+        self,
+        *numbers: signal.Signals,
+        spared: Sequence[signal.Signals] = (),
+        urgent: Sequence[signal.Signals] = (),
+    ) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._numbers = numbers
+        self._numbers = tuple(
+            number
+            for number in numbers
+            if number not in spared or signal.getsignal(number) is not signal.SIG_IGN
+        )
         self._urgent = urgent
         self._asked_ns: int | None = None
-        for number in numbers:
+        for number in self._numbers:
             signal.signal(number, self._on_signal)
 
     def fileno(self) -> int:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-from hugepool_server.manifests import Manifests
+from hugepool_common import paths
+from hugepool_server.manifests import Manifests, quarantined_segments
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord
 from hugepool_server.runtime import RuntimeDirectory
@@ -25,6 +27,8 @@ MOST_NAMED = 16
 MOST_TROUBLES = 6
 TROUBLE_BYTES = 1024
 """What :attr:`Whereabouts.troubles` may be at most: they share a frame with all workers."""
+
+_Seen = TypeVar("_Seen")
 
 _REMEDY = "take a snapshot of what is to be kept, and start the coordinator anew"
 
@@ -73,7 +77,7 @@ class Whereabouts:
 
     def look(self) -> bool:
         """See where everything is, and log what is newly wrong; whether anything has changed."""
-        found = dict([*self._records(), *self._segments()])
+        found = dict([*self._records(), *self._segments(), *self._quarantine()])
         for what in found.keys() - self._told:
             log.error("%s", found[what])
         self._told = frozenset(found)
@@ -114,16 +118,30 @@ class Whereabouts:
             else:
                 self._unreachable.remove((path, ids))
 
+    def _quarantine(self) -> Iterable[tuple[str, str]]:
+        ids = _seen(lambda: tuple(sorted(quarantined_segments(self._runtime.path))))
+        if ids:
+            yield (
+                "quarantine",
+                f"damaged manifests are in {paths.quarantine_path(self._runtime.path)}: "
+                f"{_listed(map(paths.manifest_name, ids))}; nobody can attach their arrays, and "
+                "their memory is kept; once you have looked, remove them there, and the next "
+                "start of the coordinator gives it back",
+            )
+
 
 def _unreachable(path: str, records: Iterable[ArrayRecord]) -> str:
-    names = sorted({one.spec.name for one in records})
-    named = ", ".join(names[:MOST_NAMED])
-    if len(names) > MOST_NAMED:
-        named += f" and {len(names) - MOST_NAMED} more"
+    named = _listed({one.spec.name for one in records})
     return (
         f"the segment directory was moved or removed: {path}; nobody can attach what lay in it: "
         f"{named or 'nothing'}; destroy it and make it anew, or restore a snapshot"
     )
+
+
+def _listed(found: Iterable[str]) -> str:
+    names = sorted(found)
+    listed = ", ".join(names[:MOST_NAMED])
+    return f"{listed} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else listed
 
 
 def _clipped(text: str) -> str:
@@ -138,7 +156,7 @@ def _is_so(look: Callable[[], bool]) -> bool:
         return True
 
 
-def _seen(look: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+def _seen(look: Callable[[], tuple[_Seen, ...]]) -> tuple[_Seen, ...]:
     try:
         return look()
     except OSError:

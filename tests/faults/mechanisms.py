@@ -867,7 +867,7 @@ MECHANISMS = (
         (
             "a signal is an event of the loop",
             f"{SERVER}/daemon.py",
-            "                    self._stop(name)",
+            "                    self._on_signal(name)",
             "                    pass",
             f"{SYSTEM}/test_service.py::test_sigterm_leaves_no_file",
         ),
@@ -894,10 +894,25 @@ MECHANISMS = (
             "::test_a_second_signal_ends_it_at_once_and_the_next_one_finds_all",
         ),
         (
+            "SIGHUP leaves all to the next",
+            f"{SERVER}/daemon.py",
+            "        if name == signal.SIGHUP.name and self._config.durable:",
+            "        if False:",
+            f"{SYSTEM}/test_service.py::test_a_hangup_loses_nothing_and_is_told",
+        ),
+        (
+            "what whoever started it had ignored stays ignored",
+            f"{SERVER}/signals.py",
+            "            if number not in spared or signal.getsignal(number) is not signal.SIG_IGN",
+            "            if True",
+            f"{SYSTEM}/test_service.py"
+            "::test_a_signal_that_was_ignored_at_the_start_stays_ignored[1]",
+        ),
+        (
             "an end in order removes the segments",
             f"{SERVER}/daemon.py",
-            "undo.callback(lambda: self._directories.close(keep=self._keep))",
-            "undo.callback(lambda: self._directories.close(keep=True))",
+            "self._directories.close(keep=self._keep, spared=self._in_quarantine())",
+            "self._directories.close(keep=True)",
             f"{SYSTEM}/test_service.py::test_sigterm_leaves_no_file",
         ),
         (

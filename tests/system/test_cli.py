@@ -60,6 +60,7 @@ def test_version(command: str) -> None:
         (["hugepool", "serve", "--runtime-dir", "/dev/null"], 1, "HUGEPOOL_RUNTIME_DIR"),
         (["hugepool", "serve", "--runtime-dir", "/proc/self"], 1, "HUGEPOOL_RUNTIME_DIR"),
         (["hugepoold", "--runtime-dir", "/proc/nowhere"], 1, "runtime directory"),
+        (["hugepoold", "--runtime-dir", "/proc"], 1, "no file can be made"),
         (["hugepoold", "--runtime-dir", "/" + "x" * 200], 2, "HUGEPOOL_RUNTIME_DIR"),
     ],
 )
@@ -82,6 +83,24 @@ def test_serve_prints_its_address_and_ends_on_a_signal(service: Service) -> None
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert not service.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mount", "said"),
+    [
+        ((), "/dev/shm/hugepool-nowhere", "there is no such directory"),
+        ((), "/proc/self", "on neither hugetlbfs nor tmpfs"),
+        (("prlimit", "--fsize=1000000"), "", "at most 1000000 bytes, so larger arrays are refused"),
+    ],
+)
+def test_what_keeps_arrays_from_being_made_is_told_at_the_start(
+    service: Service, prefix: tuple[str, ...], mount: str, said: str
+) -> None:
+    service.start(*(["--mount", mount] if mount else []), prefix=prefix)
+    assert service.process is not None
+    service.process.terminate()
+    told = service.process.communicate(timeout=60)[1]
+    assert any("WARNING" in line and said in line for line in told.splitlines()), told
 
 
 def test_workers_are_pinned_and_end_with_their_command(service: Service) -> None:

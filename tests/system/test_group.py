@@ -94,10 +94,16 @@ def test_another_user_s_array_is_not_ours_to_write_or_destroy(group_service: Ser
             "for call in (lambda: pool.attach('mine', readonly=False),\n"
             "             lambda: pool.destroy('mine'), pool.shutdown):\n"
             "    try: call()\n"
-            "    except hugepool.NotPermittedError: print('refused')\n",
+            "    except hugepool.NotPermittedError as error: print(error)\n",
             gid=GROUP,
         )
-        assert done.stdout == "refused\n" * 3, done.stderr
+        written, destroyed, stopped = done.stdout.splitlines()
+        assert "only its creator's user may write" in written
+        assert "may destroy" in destroyed
+        for told in (written, destroyed):
+            assert "as that user, or make a copy" in told
+        assert "needed uid 0, had" in stopped
+        assert "ask whoever runs it" in stopped
         assert [info.spec.name for info in pool.list()] == ["mine"]
 
 

@@ -434,6 +434,31 @@ def test_a_record_that_was_damaged_is_put_away_with_its_segment_kept(service: Se
         assert not os.path.exists(x.info.segment.path), "an orphan now"
 
 
+def test_what_is_in_quarantine_outlives_an_end_in_order_and_is_told(service: Service) -> None:
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        path, other = (pool.put(name, np.arange(9.0)).info.segment.path for name in ("x", "y"))
+        name = paths.manifest_name(pool.describe("x").array.segment.segment_id)
+    service.kill()
+    os.truncate(service.directory / "arrays" / name, 0)
+    for _ in range(2):
+        service.start()
+        with hugepool.connect(service.address) as pool:
+            (trouble,) = pool.stats().troubles
+            assert name in trouble
+            assert "remove them there" in trouble
+        assert service.stop() == 0
+        assert os.path.exists(path)
+        assert not os.path.exists(other)
+    os.unlink(service.directory / "quarantine" / name)
+    service.start()
+    assert not os.path.exists(path)
+    with hugepool.connect(service.address) as pool:
+        assert pool.stats().troubles == ()
+    assert service.stop() == 0
+    assert os.listdir(service.directory) == []
+
+
 def test_an_embedded_coordinator_leaves_a_dead_service_alone(service: Service) -> None:
     service.start()
     with hugepool.connect(service.address) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -459,37 +460,58 @@ def test_an_error_of_another_kind_in_a_worker_is_a_failed_job(service: Service) 
             pool.gather("x", np.arange(3), workers=1)
 
 
-def test_a_default_socket_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+def test_a_coordinator_that_does_not_answer_is_told_with_what_to_do(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    assert service.process is not None
+    service.process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr("hugepool.session.HELLO_TIMEOUT_S", 0.1)
+    with pytest.raises(hugepool.RequestTimeoutError, match="whether it is stopped"):
+        hugepool.connect(service.address)
+    service.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_socket_of_another_user_is_trusted_only_where_it_was_named(named: bool) -> None:
     require("unprivileged", os.geteuid() == 0, "needs root to become other users")
     directory = Path(tempfile.mkdtemp(prefix="hugepool-test-"))
     directory.chmod(0o777)
+    run = directory / "hugepool"
     planted = subprocess.Popen(
         [
             *("setpriv", "--reuid=64001", "--regid=64003", "--clear-groups"),
             *(sys.executable, "-m", "hugepool_server", "--group", "64003"),
-            *("--runtime-dir", str(directory / "run")),
+            *("--runtime-dir", str(run)),
         ],
         stdout=subprocess.PIPE,
+        text=True,
         cwd="/",
     )
     try:
         assert planted.stdout is not None
-        planted.stdout.readline()
+        address = planted.stdout.readline().strip()
+        place = {"HUGEPOOL_RUNTIME_DIR": str(run)} if named else {"XDG_RUNTIME_DIR": str(directory)}
         done = subprocess.run(
             [
                 *("setpriv", "--reuid=64002", "--regid=64003", "--clear-groups"),
                 *(sys.executable, "-c"),
                 "from hugepool.address import local_address\n"
                 "try: print(local_address(None))\n"
-                "except ConnectionError as error: print(error)\n",
+                "except ConnectionError as error: print('none:', error)\n",
             ],
             capture_output=True,
             text=True,
             cwd="/",
-            env={"PATH": os.environ["PATH"], "HUGEPOOL_RUNTIME_DIR": str(directory / "run")},
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # a tree that is not installed
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **place,
+            },
         )
         assert done.returncode == 0, done.stderr
-        assert "no coordinator runs here" in done.stdout
+        assert (done.stdout.strip() == address) == named, done.stdout
     finally:
         planted.terminate()
         planted.communicate()
@@ -637,16 +659,53 @@ def test_a_worker_s_death_does_not_keep_others_from_starting(service: Service) -
         assert not os.path.exists(f"/proc/{first}"), "a zombie was kept"
 
 
-def test_a_closed_terminal_leaves_no_file(service: Service) -> None:
+def test_a_hangup_loses_nothing_and_is_told(service: Service) -> None:
+    """A closed terminal, or a "reload" of somebody who knows other services."""
     service.start()
     with hugepool.connect(service.address) as pool:
-        x = pool.put("x", np.arange(500_000.0))
+        path = pool.put("x", np.arange(500_000.0)).info.segment.path
         assert service.process is not None
         for _ in range(5):
             service.process.send_signal(signal.SIGHUP)
-        assert service.process.wait(60) == 0
+        told = service.process.communicate(timeout=60)[1]
+        assert service.process.returncode == 128 + signal.SIGHUP  # systemd starts the next one
+    assert told.count("SIGHUP") == 1
+    assert os.path.exists(path)
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        np.testing.assert_array_equal(pool.attach("x").array, np.arange(500_000.0))
+    assert service.stop() == 0
+    assert not os.path.exists(path)
+    assert os.listdir(service.directory) == []
+
+
+def test_a_private_coordinator_leaves_nothing_at_a_hangup() -> None:
+    with hugepool.connect("embedded") as pool:
+        path = pool.put("x", np.arange(5.0)).info.segment.path
+        pid = pool.stats().pid
+        with open(os.pidfd_open(pid), "rb") as ended:
+            os.kill(pid, signal.SIGHUP)
+            assert select.select([ended], [], [], 60)[0]
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    service: Service, number: signal.Signals
+) -> None:
+    """As ``nohup`` has it, and a shell for what runs in the background."""
+    service.start(prefix=["env", f"--ignore-signal={number.name.removeprefix('SIG')}"])
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    assert int(ignored.split()[1], 16) & 1 << (number - 1)
+    service.process.send_signal(number)
+    service.process.send_signal(signal.SIGTERM)
+    told = service.process.communicate(timeout=60)[1]
+    assert service.process.returncode == 0
+    assert number.name not in told
+    assert told.count("SIGTERM: ends in order") == 1
     assert not service.directory.exists()
-    assert not segment_directory(x).exists()
 
 
 def test_nothing_is_imported_from_the_working_directory(service: Service, tmp_path: Path) -> None:

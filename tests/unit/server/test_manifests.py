@@ -616,13 +616,16 @@ def test_what_is_made_up_goes_by_what_most_manifests_say(run: str) -> None:
     assert record.directories == (f"/dev/shm/hugepool-0-{STORE}",)
 
 
-def test_of_two_damaged_records_the_last_is_put_away(run: str) -> None:
+def test_of_two_damaged_records_the_last_is_put_away(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = Path(run) / paths.COORDINATOR_NAME
     for harm in (b"first", b"second"):
         path.write_bytes(harm)
         begin_epoch(run, BOOT, lambda: STORE)
         kept = Path(paths.quarantine_path(run)) / paths.COORDINATOR_NAME
         assert kept.read_bytes() == harm
+        assert "copied into quarantine" in caplog.messages[-1]
 
 
 def test_no_number_is_given_again_whatever_was_lost(run: str) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from hugepool_common import paths
-from hugepool_common.errors import CoordinatorRunningError
+from hugepool_common.errors import CoordinatorRunningError, NotPermittedError
 from hugepool_server.manifests import (
     Manifests,
     begin_epoch,
@@ -17,6 +18,7 @@ from hugepool_server.manifests import (
 from hugepool_server.runtime import RuntimeDirectory
 from hugepool_server.tokens import Tokens
 from support.durable import BOOT, STORE, TOKEN, array_record
+from support.host import require
 
 
 def _serve(run: str) -> None:
@@ -115,3 +117,77 @@ def test_the_record_goes_where_the_owned_directory_is(tmp_path: Path) -> None:
     assert read_coordinator(moved) == changed
     first.close()
     second.close()
+
+
+GROUP = 54321  # any number; nobody is in it
+
+
+def _owner(path: Path) -> tuple[int, str]:
+    status = path.stat()
+    return status.st_gid, f"{stat.S_IMODE(status.st_mode):04o}"
+
+
+def _serve_group(run: Path) -> None:
+    RuntimeDirectory(str(run), mode=0o710, group=GROUP).close(keep=True)
+
+
+@pytest.fixture
+def other_group() -> None:
+    require("unprivileged", os.geteuid() == 0, "needs root to give a directory to any group")
+
+
+@pytest.mark.usefixtures("other_group")
+def test_what_a_coordinator_made_is_given_to_its_group(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    runtime = RuntimeDirectory(str(run), mode=0o710, group=GROUP)
+    assert _owner(run) == (GROUP, "0710")
+    runtime.close()
+    assert not run.exists()
+
+
+@pytest.mark.usefixtures("other_group")
+@pytest.mark.parametrize("mode, gid", [(0o755, 0), (0o711, 0), (0o750, GROUP), (0o710, GROUP)])
+def test_a_directory_that_lets_the_group_in_stays_as_it_is(
+    tmp_path: Path, mode: int, gid: int
+) -> None:
+    """As root it may be /run."""
+    for name in ("notes.txt", paths.COORDINATOR_NAME):
+        run = tmp_path / name
+        run.mkdir()
+        (run / name).touch()
+        os.chown(run, -1, gid)
+        run.chmod(mode)
+        _serve_group(run)
+        assert _owner(run) == (gid, f"{mode:04o}")
+
+
+@pytest.mark.usefixtures("other_group")
+@pytest.mark.parametrize("mode, gid", [(0o700, 0), (0o710, 0), (0o700, GROUP), (0o701, GROUP)])
+def test_a_directory_of_others_that_keeps_the_group_out_is_refused(
+    tmp_path: Path, mode: int, gid: int
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").touch()
+    os.chown(run, -1, gid)
+    run.chmod(mode)
+    with pytest.raises(NotPermittedError, match="holds other things") as refused:
+        _serve_group(run)
+    assert f"chgrp {GROUP} {run} && chmod g=x {run}" in str(refused.value)
+    assert _owner(run) == (gid, f"{mode:04o}")
+    RuntimeDirectory(str(run)).close()  # and it is not locked
+    assert _owner(run) == (gid, f"{mode:04o}")
+
+
+@pytest.mark.usefixtures("other_group")
+def test_a_directory_of_an_earlier_coordinator_is_given_to_the_group_of_this_one(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    for mode in (0o700, 0o710):
+        run.mkdir()
+        _serve(str(run))
+        run.chmod(mode)
+        _serve_group(run)
+        assert _owner(run) == (GROUP, "0710")
+        run.rename(tmp_path / f"{mode:o}")
