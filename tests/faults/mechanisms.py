@@ -746,6 +746,20 @@ MECHANISMS = (
             "        if self._make(making, [*self._removals]) is not None:",
             f"{SYSTEM}/test_service.py::test_others_are_served_while_pages_are_made",
         ),
+        (
+            "a seal that waits for a writer holds no thread",
+            f"{SERVER}/makers.py",
+            "            self._aside.put(",
+            "            self._stopping.wait()\n            self._aside.put(",
+            f"{UNIT}/test_makers.py::test_seals_that_wait_for_writers_keep_no_other_waiting",
+        ),
+        (
+            "small seals do not wait for large ones",
+            f"{SERVER}/makers.py",
+            "        small = effect.spec.nbytes < SMALL_BYTES  # a large one",
+            "        small = True  # a large one",
+            f"{UNIT}/test_makers.py::test_large_seals_keep_no_small_one_waiting",
+        ),
     ),
     *_of(
         "A snapshot is the old or the new one",
