@@ -346,6 +346,30 @@ MECHANISMS = (
             "if False:",
             f"{UNIT}/test_sessions.py::test_another_process_does_not_take_a_session_up",
         ),
+        (
+            "a child does not get what the library is filling",
+            f"{COMMON}/mapping.py",
+            "                linux.advise(address, length, linux.MADV_DONTFORK)",
+            "                pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_a_child_does_not_keep_writable_what_is_not_forked",
+        ),
+        (
+            "nor its descriptor",
+            f"{COMMON}/mapping.py",
+            "                    _no_fork.acquire(timeout=_FORK_PATIENCE_S)",
+            "                    pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_nobody_forks_between_the_opening_and_the_closing_of_the_descriptor",
+        ),
+        (
+            "it finds zeros there, and no fault",
+            f"{COMMON}/mapping.py",
+            "        fill_gap(address, root.nbytes, root)",
+            "        pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_a_child_finds_zeros_of_its_own_and_nobody_elses_memory",
+        ),
     ),
     *_of(
         "A pid that is used again is a stranger",
