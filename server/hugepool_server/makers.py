@@ -35,6 +35,7 @@ from hugepool_server.backends import select
 from hugepool_server.backends.base import SegmentRequest
 from hugepool_server.config import Config
 from hugepool_server.manifests import Manifests
+from hugepool_server.processes import writers_of
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord
 from hugepool_server.sealing import check_sealed
@@ -317,10 +318,12 @@ class Makers:
         try:
             select.seal_segment(effect.segment, self._config.sealed_mode)
             return True
-        except ArrayBusyError:
+        except ArrayBusyError as error:
             # Workers that were told to unmap the segment do so when they read their notice.
             waited_ns = time.monotonic_ns() - since_ns
             if waited_ns > WRITER_PATIENCE_NS:
+                pids = writers_of(effect.segment.device, effect.segment.inode)
+                error.had = ", ".join(f"pid {pid}" for pid in pids)
                 raise
         if self._stopping.is_set():
             raise CancelledError("the coordinator is stopping")

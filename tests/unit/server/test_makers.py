@@ -272,14 +272,15 @@ def test_a_seal_is_refused_when_its_writer_has_not_let_go_in_time(
 
     monkeypatch.setattr(makers, "WRITER_PATIENCE_NS", 3600 * 10**9)
     monkeypatch.setattr(select, "seal_segment", tried_and_out_of_time)
-    writer = os.open(segment.path, os.O_RDWR)
-    try:
-        refused = workshop.seal(segment, spec)
-        assert isinstance(refused.error.to_error(), ArrayBusyError)
-        assert len(tried) == 3
-        assert mode_of(segment) == 0o600
-    finally:
-        os.close(writer)
+    written = np.memmap(segment.path, np.float64, "r+", shape=(1000,))
+    refused = workshop.seal(segment, spec)
+    error = refused.error.to_error()
+    assert isinstance(error, ArrayBusyError)
+    assert error.had == f"pid {os.getpid()}"
+    assert "forked" in str(error)
+    assert len(tried) == 3
+    assert mode_of(segment) == 0o600
+    del written
     assert isinstance(workshop.seal(segment, spec), events.SegmentSealed)
 
 
