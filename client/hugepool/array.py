@@ -83,8 +83,10 @@ class SharedObject:
         writable: bool,
         session: object = None,
         rows: tuple[int, int] | None = None,
+        forked: bool = True,
     ) -> None:
         self._channel = channel
+        self._forked = forked  # whether a forked child is to have it while it is writable
         self._session = session  # kept alive: its end would end the coordinator it started
         self._lease = Lease(channel, lease)
         self._info = info
@@ -102,7 +104,8 @@ class SharedObject:
     def _map(self, writable: bool) -> None:
         segment = self._info.segment
         self._channel.check_owner(segment)
-        mapping = Mapping.open(segment, writable=writable)
+        forked = self._forked or not writable
+        mapping = Mapping.open(segment, writable=writable, forked=forked)
         self._mapping, former = mapping, self._mapping
         self._arrays = {}
         if former is not None:

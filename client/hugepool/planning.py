@@ -275,8 +275,8 @@ class Planning(Computing):
                 return result
 
     def make_payload(self, kind: type[_S], spec: ArraySpec) -> _S:
-        """A writable named object, with this pool's wish for pages."""
-        return self._make(kind, spec, {})
+        """A writable named object, with this pool's wish for pages; a forked child has no part."""
+        return self._make(kind, spec, {}, forked=False)
 
     def run_phases(self, steps: Sequence[Phase]) -> JobTimings:
         """Run phases one after another, each as a job; their timings together."""
@@ -391,7 +391,7 @@ class Planning(Computing):
             )
         member = Member(RECORD, "|u1", RECORD_BYTES)
         spec = ArraySpec(chosen, (), "<f8", "plan", members=(member,), made_of=made_of)
-        record = self._make(PlanSegment, spec, {"temporary": name is None})
+        record = self._make(PlanSegment, spec, {"temporary": name is None}, forked=False)
         if name is None:
             record.destroy_with_handle()
         try:

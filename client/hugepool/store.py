@@ -140,9 +140,7 @@ class ArrayStore:
         NotEnoughMemoryError
             No page kind has room. Nothing was kept.
         """
-        code = dtype_code(dtype)
-        extents = check_shape(extents_of(shape), ITEM_SIZES[code])
-        return self._make(SharedArray, ArraySpec(check_name(name), extents, code), policy)
+        return self._make(SharedArray, _array_spec(name, shape, dtype), policy)
 
     def attach(
         self, name: str, readonly: bool = True, *, rows: tuple[int, int] | None = None
@@ -231,7 +229,8 @@ class ArrayStore:
                 "a masked array cannot be shared", remedy="put value.filled(...) and the mask"
             )
         source = np.asarray(value)
-        shared = self.create(name, source.shape, source.dtype, **policy)
+        spec = _array_spec(name, source.shape, source.dtype)
+        shared = self._make(SharedArray, spec, policy, forked=not seal)
         with Waiting(f"filling {name}"):
             return self._filled(shared, lambda: np.copyto(shared.array, source), seal)
 
@@ -284,7 +283,8 @@ class ArrayStore:
                 return self._load_parsed(name, path, policy)
             one = formats.chosen(file, member, path)
             shape, dtype = file.header(one)
-            shared = self.create(name, shape, dtype, **policy)
+            spec = _array_spec(name, shape, dtype)
+            shared = self._make(SharedArray, spec, policy, forked=False)
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
                 return self._filled(
@@ -297,7 +297,7 @@ class ArrayStore:
         return self._put_matrix(name, source, True, policy)
 
     def _load_csr(self, name: str, path: str, file: Archive, policy: Policy) -> SharedMatrix:
-        shared = self._make(SharedMatrix, file.csr_spec(name), policy)
+        shared = self._make(SharedMatrix, file.csr_spec(name), policy, forked=False)
         try:
             with Waiting(f"reading {path}") as waiting:
                 progress = policy.get("progress") or waiting.update
@@ -362,6 +362,8 @@ class ArrayStore:
     def make_blank(self, spec: ArraySpec, **policy: Unpack[Policy]) -> SharedObject:
         """Make an array or matrix of zeros, whose structure is only checked at its seal.
 
+        It is for this process alone to fill: a child forked before the seal sees zeros.
+
         Parameters
         ----------
         spec
@@ -369,7 +371,7 @@ class ArrayStore:
         **policy
             As of :meth:`create`.
         """
-        return self._make(_HANDLES[spec.kind], spec.checked(), policy)
+        return self._make(_HANDLES[spec.kind], spec.checked(), policy, forked=False)
 
     def discard(self, *made: SharedObject) -> None:
         """Destroy what was made here and is of no use; later, if nobody answers now.
@@ -424,7 +426,9 @@ class ArrayStore:
         """One object, and the pids that hold leases on it."""
         return self._channel.request(Describe(check_name(name)), Described)
 
-    def _make(self, kind: type[_S], spec: ArraySpec, policy: Policy) -> _S:
+    def _make(self, kind: type[_S], spec: ArraySpec, policy: Policy, *, forked: bool = True) -> _S:
+        # What is only filled and sealed here is kept from forked children: a fork at the
+        # wrong moment would keep it writable, and the seal refused, for the child's life.
         unknown = set(policy) - set(Policy.__annotations__)
         if unknown:
             raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
@@ -456,7 +460,14 @@ class ArrayStore:
             length = created.array.segment.length
             if told_bytes < length:  # notices are few, and a small array has none
                 progress(length, length)
-            return kind(self._channel, created.lease, created.array, writable=True, session=self)
+            return kind(
+                self._channel,
+                created.lease,
+                created.array,
+                writable=True,
+                session=self,
+                forked=forked,
+            )
         except BaseException:
             # Nobody would ever fill it.
             self._discard([Destroy(spec.name, created.array.segment.segment_id)])
@@ -471,7 +482,7 @@ class ArrayStore:
             len(source.indices),
             source.indices.dtype.str,
         ).checked()
-        shared = self._make(SharedMatrix, spec, policy)
+        shared = self._make(SharedMatrix, spec, policy, forked=not seal)
 
         def fill() -> None:
             np.copyto(shared.indptr, source.indptr)
@@ -490,6 +501,12 @@ class ArrayStore:
             self.discard(shared)  # half an array must not stay under the name
             raise
         return shared
+
+
+def _array_spec(name: str, shape: int | Sequence[int], dtype: Any) -> ArraySpec:
+    code = dtype_code(dtype)
+    extents = check_shape(extents_of(shape), ITEM_SIZES[code])
+    return ArraySpec(check_name(name), extents, code)
 
 
 def temporary_name(name: str) -> str:

@@ -13,13 +13,15 @@ guess when that is.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ from hugepool_common.errors import (
     NotEnoughMemoryError,
 )
 from hugepool_common.pages import hpage_pmd_size
-from hugepool_common.reservation import map_over, reserve
+from hugepool_common.reservation import fill_gap, map_over, reserve
 from hugepool_common.segment_file import open_segment, refusal
 from hugepool_common.spec import (
     Fall,
@@ -57,7 +59,20 @@ _EHWPOISON = 133
 _PATIENCE = 16
 
 
+_FORK_PATIENCE_S = 1.0
+"""How long a fork and the making of a mapping that a child is not to have wait for each other.
+
+For ever would be a deadlock where the hooks of a fork, or a garbage collection, take a
+lock that somebody holds who waits here.
+"""
+
 _mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+
+_unforked: weakref.WeakValueDictionary[int, NDArray[numpy.uint8]] = weakref.WeakValueDictionary()
+"""Root arrays of mappings that a forked child does not get, by address."""
+
+_no_fork: Any = threading.RLock()
+"""Held while such a mapping is made, and by forks."""
 
 
 class CancelFlag(Protocol):
@@ -99,6 +114,7 @@ class Mapping:
         page_size: int,
         writable: bool,
         private: bool = False,
+        forked: bool = True,
         segment: Segment | None = None,
     ) -> None:
         block = os.fstatvfs(fd).f_bsize
@@ -119,6 +135,10 @@ class Mapping:
         del owner
         self._idle_references = self._references()
         _mappings.add(self)
+        if not forked:
+            _unforked[address] = self._root
+            with suppress(OSError):  # then a child gets it, as it gets all others
+                linux.advise(address, length, linux.MADV_DONTFORK)
 
     @classmethod
     def open(
@@ -128,6 +148,7 @@ class Mapping:
         writable: bool = False,
         private: bool = False,
         populate: bool = True,
+        forked: bool = True,
     ) -> Mapping:
         """Attach to a published segment.
 
@@ -142,6 +163,9 @@ class Mapping:
             Map MAP_PRIVATE, read-only: what a naive attacher would do, for comparison.
         populate
             Install the page tables now, so that no first access waits or fails.
+        forked
+            With False a child that is forked has private zeros in its place, and so
+            cannot keep the segment writable: for what only the library's own code writes.
 
         Raises
         ------
@@ -156,18 +180,26 @@ class Mapping:
         if writable and private:
             raise InvalidSpecError("a private mapping is read-only")
         try:
-            fd = open_segment(segment, writable)
             try:
-                mapping = cls(
-                    fd,
-                    segment.length,
-                    page_size=segment.page_size,
-                    writable=writable,
-                    private=private,
-                    segment=segment,
-                )
+                # A child that is forked in here would have the descriptor, and keep it.
+                if not forked:
+                    _no_fork.acquire(timeout=_FORK_PATIENCE_S)
+                fd = open_segment(segment, writable)
+                try:
+                    mapping = cls(
+                        fd,
+                        segment.length,
+                        page_size=segment.page_size,
+                        writable=writable,
+                        private=private,
+                        forked=forked,
+                        segment=segment,
+                    )
+                finally:
+                    os.close(fd)  # the mapping keeps the inode
             finally:
-                os.close(fd)  # the mapping keeps the inode
+                while _no_fork._is_owned():  # also if Ctrl-C kept it from being released before
+                    _no_fork.release()
             if populate:
                 try:
                     mapping.populate(writable)
@@ -433,10 +465,26 @@ class Mapping:
         )
 
 
-def _renew_locks() -> None:
-    """In a forked child: another thread of the parent may have held some of them."""
+def _in_child() -> None:
+    """Another thread of the parent may have held some locks; and fill the gaps.
+
+    A gap is an address that the kernel may give to somebody else's mapping, which the
+    end of our reservation would then tear away. And whatever reads there must not fault.
+    """
+    if _no_fork._is_owned():
+        _no_fork.release()
+    else:
+        _no_fork._at_fork_reinit()
     for mapping in list(_mappings):
         mapping._lock = threading.Lock()
+    for address, root in list(_unforked.items()):
+        fill_gap(address, root.nbytes, root)
+    _unforked.clear()  # the child's own children get what it has
 
 
-os.register_at_fork(after_in_child=_renew_locks)
+# No functions of Python's: Ctrl-C would end them before they have released the lock.
+os.register_at_fork(
+    before=functools.partial(_no_fork.acquire, timeout=_FORK_PATIENCE_S),
+    after_in_parent=_no_fork.release,
+    after_in_child=_in_child,
+)

@@ -30,7 +30,7 @@ Owner = mmap.mmap | memoryview
 
 _ANONYMOUS = linux.MAP_PRIVATE | linux.MAP_ANONYMOUS | linux.MAP_NORESERVE
 
-_STRANDED: list[Owner] = []
+_STRANDED: list[object] = []
 """Reservations with a hole that could not be plugged: unmapping them could hit a stranger."""
 
 
@@ -125,16 +125,39 @@ def map_over(
         ) from error
 
 
+def fill_gap(address: int, length: int, owner: object) -> None:
+    """Put memory of zeros where a fork left a reservation without its file.
+
+    Parameters
+    ----------
+    address, length
+        What the child was not given.
+    owner
+        What keeps the reservation; kept for ever if the gap cannot be filled.
+    """
+    # Strict overcommit charges what can be written; nothing of the library's is.
+    for protection in (linux.PROT_READ | linux.PROT_WRITE, linux.PROT_READ):
+        if _filled(address, length, protection):
+            return
+    _STRANDED.append(owner)
+
+
 def _plug(address: int, length: int, owner: Owner) -> None:
     # A failed MAP_FIXED may have unmapped our reservation there already. Another
     # thread's mapping could land in the hole, and unmapping the reservation later
     # would tear it away: fill the hole, or never unmap.
-    flags = _ANONYMOUS | linux.MAP_FIXED_NOREPLACE
-    try:
-        found = linux.map_memory(address, length, linux.PROT_NONE, flags)
-    except OSError:
+    if not _filled(address, length, linux.PROT_NONE):
         _STRANDED.append(owner)
-        return
+
+
+def _filled(address: int, length: int, protection: int) -> bool:
+    try:
+        found = linux.map_memory(
+            address, length, protection, _ANONYMOUS | linux.MAP_FIXED_NOREPLACE
+        )
+    except OSError:
+        return False
     if found != address:  # kernels before 4.17 take the address for a hint
         linux.unmap_memory(found, length)
-        _STRANDED.append(owner)
+        return False
+    return True

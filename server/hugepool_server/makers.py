@@ -30,10 +30,12 @@ from hugepool_common.errors import (
 from hugepool_common.messages import Failed
 from hugepool_common.spec import Segment
 from hugepool_server import events
+from hugepool_server.aside import Aside
 from hugepool_server.backends import select
 from hugepool_server.backends.base import SegmentRequest
 from hugepool_server.config import Config
 from hugepool_server.manifests import Manifests
+from hugepool_server.processes import writers_of
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord
 from hugepool_server.sealing import check_sealed
@@ -44,7 +46,7 @@ MAKER_THREADS = 4
 """Arrays populated at once; each populates with threads of its own."""
 
 SMALL_BYTES = 64 << 20
-"""Arrays below this never wait for larger ones to be populated."""
+"""Arrays below this never wait for larger ones to be populated, or to be sealed."""
 
 UNLINK_BYTES = 1 << 20
 """Segments up to this are removed in less time than a thread takes to begin."""
@@ -52,8 +54,6 @@ UNLINK_BYTES = 1 << 20
 PROGRESS_INTERVAL_NS = 100_000_000
 WRITER_PATIENCE_NS = 5_000_000_000
 """How long a seal waits for writers that were asked to let go."""
-
-_WRITER_POLL_S = 0.01
 
 _NO_ROOM = (
     errno.ENOSPC,
@@ -116,13 +116,15 @@ class Makers:
         self._post = post
         self._large = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="maker")
         self._small = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="small")
-        self._sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
+        self._large_sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="sealer")
+        self._small_sealers = ThreadPoolExecutor(MAKER_THREADS, thread_name_prefix="small-sealer")
         self._removers = ThreadPoolExecutor(1, thread_name_prefix="remover")
         self._removals: set[Future[None]] = set()
         self._unremoved: deque[Segment] = deque()
         self._making: dict[int, _Making] = {}
         self._commit = threading.Lock()
         self._stopping = threading.Event()
+        self._aside = Aside(self._stopping)
 
     def __repr__(self) -> str:
         return f"<Makers: {len(self._making)} segments, {len(self._removals)} removals under way>"
@@ -151,8 +153,7 @@ class Makers:
 
     def seal(self, effect: events.SealSegment) -> None:
         """Begin to seal a segment."""
-        if _begin(self._sealers, self._seal, effect) is None:
-            self._post(events.SealRefused(effect.token, _no_thread(effect.spec.name)))
+        self._begin_seal(effect, None)
 
     def publish(self, effect: events.PublishGeneration | events.PublishTogether) -> events.Event:
         """Give sealed segments names and generations: a few renames, so no thread of its own."""
@@ -202,7 +203,8 @@ class Makers:
     def stop(self) -> None:
         """End the threads; what is under way is given up, what is to be removed is removed."""
         self.hurry()
-        for pool in (self._large, self._small, self._sealers):
+        self._aside.stop()  # it has given back to the sealers what waited
+        for pool in (self._large, self._small, self._large_sealers, self._small_sealers):
             pool.shutdown(wait=True, cancel_futures=True)
         self._removers.shutdown(wait=True)
 
@@ -286,9 +288,17 @@ class Makers:
 
         return progress
 
-    def _seal(self, effect: events.SealSegment) -> None:
+    def _begin_seal(self, effect: events.SealSegment, since_ns: int | None) -> None:
+        small = effect.spec.nbytes < SMALL_BYTES  # a large one reads for seconds
+        pool = self._small_sealers if small else self._large_sealers
+        if _begin(pool, self._seal, effect, since_ns) is None:
+            self._post(events.SealRefused(effect.token, _no_thread(effect.spec.name)))
+
+    def _seal(self, effect: events.SealSegment, since_ns: int | None) -> None:
+        """Seal a segment, or put it aside while somebody could still write to it."""
         try:
-            self._seal_patiently(effect.segment)
+            if not self._sealed_or_aside(effect, since_ns or time.monotonic_ns()):
+                return
             try:
                 checksum = self._checked(effect)
                 self._manifests.update(effect.segment.segment_id, sealed=True, checksum=checksum)
@@ -303,17 +313,26 @@ class Makers:
             outcome = events.SegmentSealed(effect.token, effect.segment, checksum)
         self._post(outcome)
 
-    def _seal_patiently(self, segment: Segment) -> None:
-        # Workers that were told to unmap the segment do so when they read their notice.
-        deadline_ns = time.monotonic_ns() + WRITER_PATIENCE_NS
-        while True:
-            try:
-                return select.seal_segment(segment, self._config.sealed_mode)
-            except ArrayBusyError:
-                if time.monotonic_ns() > deadline_ns:
-                    raise
-            if self._stopping.wait(_WRITER_POLL_S):
-                raise CancelledError("the coordinator is stopping")
+    def _sealed_or_aside(self, effect: events.SealSegment, since_ns: int) -> bool:
+        """Whether nobody can write to it any more; if not, it is tried again in a moment."""
+        try:
+            select.seal_segment(effect.segment, self._config.sealed_mode)
+            return True
+        except ArrayBusyError as error:
+            # Workers that were told to unmap the segment do so when they read their notice.
+            waited_ns = time.monotonic_ns() - since_ns
+            if waited_ns > WRITER_PATIENCE_NS:
+                pids = writers_of(effect.segment.device, effect.segment.inode)
+                error.had = ", ".join(f"pid {pid}" for pid in pids)
+                raise
+        if self._stopping.is_set():
+            raise CancelledError("the coordinator is stopping")
+        try:
+            self._aside.put(lambda: self._begin_seal(effect, since_ns), waited_ns)
+        except RuntimeError as error:
+            log.error("cannot start a thread: %s", error)
+            raise _without_thread(effect.spec.name) from None
+        return False
 
     def _checked(self, effect: events.SealSegment) -> str:
         return check_sealed(
@@ -349,12 +368,14 @@ def _begin(
 
 
 def _no_thread(name: str) -> Failed:
-    return Failed.from_error(
-        NotEnoughMemoryError(
-            f"no thread to work on {name!r} could be started",
-            where="the coordinator",
-            remedy="raise the limit of its tasks (ulimit -u, TasksMax=), or free memory",
-        )
+    return Failed.from_error(_without_thread(name))
+
+
+def _without_thread(name: str) -> NotEnoughMemoryError:
+    return NotEnoughMemoryError(
+        f"no thread to work on {name!r} could be started",
+        where="the coordinator",
+        remedy="raise the limit of its tasks (ulimit -u, TasksMax=), or free memory",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 _STATE, _START = 0, 19  # fields 3 and 22 of proc_pid_stat(5), counted after the name
 
 
@@ -15,6 +17,26 @@ def is_stopped(pid: int) -> bool:
     """Whether a process does not run until it is told to: SIGSTOP, or a debugger."""
     fields = _stat(pid)
     return bool(fields) and fields[_STATE] in ("T", "t")
+
+
+def writers_of(device: int, inode: int) -> list[int]:
+    """The pids of all that map a file writable and shared, as far as they can be looked at."""
+    wanted = [f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)]
+    found = []
+    try:
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+    except OSError:  # no descriptor is left to look with
+        return []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
+                # Address, protection, offset, device, inode, path.
+                fields = (line.split(maxsplit=5) for line in lines)
+                if any(area[3:5] == wanted and area[1][1::2] == "ws" for area in fields):
+                    found.append(pid)
+        except OSError:  # it is dead, or another user's
+            continue
+    return found
 
 
 def _stat(pid: int) -> list[str]:

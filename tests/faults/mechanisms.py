@@ -346,6 +346,30 @@ MECHANISMS = (
             "if False:",
             f"{UNIT}/test_sessions.py::test_another_process_does_not_take_a_session_up",
         ),
+        (
+            "a child does not get what the library is filling",
+            f"{COMMON}/mapping.py",
+            "                linux.advise(address, length, linux.MADV_DONTFORK)",
+            "                pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_a_child_does_not_keep_writable_what_is_not_forked",
+        ),
+        (
+            "nor its descriptor",
+            f"{COMMON}/mapping.py",
+            "                    _no_fork.acquire(timeout=_FORK_PATIENCE_S)",
+            "                    pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_nobody_forks_between_the_opening_and_the_closing_of_the_descriptor",
+        ),
+        (
+            "it finds zeros there, and no fault",
+            f"{COMMON}/mapping.py",
+            "        fill_gap(address, root.nbytes, root)",
+            "        pass",
+            "tests/unit/common/test_mapping.py"
+            "::test_a_child_finds_zeros_of_its_own_and_nobody_elses_memory",
+        ),
     ),
     *_of(
         "A pid that is used again is a stranger",
@@ -745,6 +769,20 @@ MECHANISMS = (
             "        if _begin(pool, self._make, making, [*self._removals]) is None:",
             "        if self._make(making, [*self._removals]) is not None:",
             f"{SYSTEM}/test_service.py::test_others_are_served_while_pages_are_made",
+        ),
+        (
+            "a seal that waits for a writer holds no thread",
+            f"{SERVER}/makers.py",
+            "            self._aside.put(",
+            "            self._stopping.wait()\n            self._aside.put(",
+            f"{UNIT}/test_makers.py::test_seals_that_wait_for_writers_keep_no_other_waiting",
+        ),
+        (
+            "small seals do not wait for large ones",
+            f"{SERVER}/makers.py",
+            "        small = effect.spec.nbytes < SMALL_BYTES  # a large one",
+            "        small = True  # a large one",
+            f"{UNIT}/test_makers.py::test_large_seals_keep_no_small_one_waiting",
         ),
     ),
     *_of(

@@ -342,6 +342,66 @@ def test_a_child_forked_during_a_request_does_not_hang(service: Service) -> None
     assert done.stdout == "7\n", done.stderr
 
 
+FORKS = """
+import os, warnings, numpy as np, hugepool
+warnings.simplefilter("ignore")
+wait, go_on = os.pipe()
+children = []
+
+def fork(written=None):
+    child = os.fork()
+    if child == 0:
+        try:
+            if written is not None:
+                assert not written.any()
+                written[...] = 9
+                assert (written == 9).all()
+            os.close(go_on)
+            os.read(wait, 1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    children.append(child)
+
+def fork_and_copy(target, source):
+    target[...] = source
+    fork(target)
+
+np.copyto = fork_and_copy
+progress = lambda done, total: fork()
+pool = hugepool.connect()
+values = np.ones(100_000)
+where = os.environ["PLACE"]
+np.save(where + "/x.npy", values)
+{act}
+assert sealed.sealed and (sealed.array == 1).all()
+assert children
+os.close(go_on)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "sealed = pool.put('x', values)",
+        "sealed = pool.publish('x', values)",
+        "sealed = pool.load('x', where + '/x.npy', progress=progress)",
+        "pool.put('x', values).detach(); pool.snapshot(where + '/saved'); pool.destroy('x')\n"
+        "pool.restore(where + '/saved', progress=progress); sealed = pool.attach('x')",
+    ],
+    ids=["put", "publish", "load", "restore"],
+)
+def test_a_fork_beside_it_does_not_keep_a_value_from_being_sealed(
+    service: Service, tmp_path: Path, act: str
+) -> None:
+    """The child lives on, and finds nothing amiss."""
+    service.start()
+    done = service.run(FORKS.format(act=act), PLACE=str(tmp_path))
+    assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+
 def test_what_a_failing_callback_interrupts_is_taken_back(service: Service) -> None:
     service.start()
 

@@ -256,7 +256,8 @@ def _refuse_writers(fd: int, path: str) -> None:
             raise ArrayBusyError(
                 "a writable mapping is still alive",
                 where=path,
-                remedy="detach it, or let a job under way or its process end, and seal again",
+                remedy="detach it, or let a job under way or its process end (a child "
+                "forked before the seal is one), and seal again",
             ) from None
         raise NotPermittedError(
             f"whether anybody can still write to the segment cannot be known: {error.strerror}",

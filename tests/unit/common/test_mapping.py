@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import gc
 import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from hugepool_common.errors import (
     SegmentChangedError,
 )
 from hugepool_common.mapping import Mapping
+from hugepool_common.segment_file import open_segment
 from hugepool_common.spec import Part, Segment
 from hugepool_common.units import KIB, MIB
 from support.host import Mounts, require, settles
@@ -491,3 +496,197 @@ def test_a_child_forked_while_another_thread_is_at_a_mapping_can_use_it(file: in
         made._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
         del whole
+
+
+def _writers_refuse(segment: Segment) -> bool:
+    """Whether somebody could still write to it, as the kernel sees it."""
+    fd = os.open(segment.path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextmanager
+def _child(act: Callable[[], int]) -> Iterator[None]:
+    """A child forked now, that has acted when this begins, and lives on until it ends."""
+    told, tell = os.pipe()
+    wait, go_on = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(60)
+            os.write(tell, bytes([act()]))
+            os.close(go_on)
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.close(wait)
+    try:
+        assert os.read(told, 1) == b"\1"
+        yield
+    finally:
+        os.close(go_on)
+        os.close(told)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_child_does_not_keep_writable_what_is_not_forked(segment: Segment) -> None:
+    made = Mapping.open(segment, writable=True, forked=False)
+    made.array(WHOLE)[:] = 1.0
+    with _child(lambda: 1):
+        assert _writers_refuse(segment)
+        made.close()
+        assert not _writers_refuse(segment)
+
+
+def test_what_is_forked_a_child_keeps_writable(segment: Segment) -> None:
+    made = Mapping.open(segment, writable=True)
+    with _child(lambda: 1):
+        made.close()
+        assert _writers_refuse(segment)
+    assert not _writers_refuse(segment)
+
+
+@pytest.mark.parametrize("charged", [False, True])
+def test_a_child_finds_zeros_of_its_own_and_nobody_elses_memory(
+    segment: Segment, charged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither faults where the mapping was, nor tears away what it has there."""
+    if charged:
+        monkeypatch.setattr(mapping, "reserve", lambda n, _: reservation._reserve_uncharged(n))
+    made = Mapping.open(segment, writable=True, forked=False)
+    whole = made.array(WHOLE)
+    whole[:] = 1.0
+
+    def act() -> int:
+        nonlocal whole
+        before = float(whole.sum())
+        whole[:] = 2.0
+        found = [before, float(whole.sum()), made.live_arrays()]
+        at, length = made.address, made.length
+        del whole
+        made.close()
+        stranger = linux.map_memory(
+            at, length, linux.PROT_READ, linux.MAP_PRIVATE | linux.MAP_ANONYMOUS
+        )
+        linux.unmap_memory(stranger, length)
+        return found == [0.0, 2.0 * (LENGTH // 8), 1] and stranger == at
+
+    with _child(act):
+        assert whole.sum() == LENGTH // 8
+    del whole
+    made.close()
+
+
+def test_a_gap_that_somebody_has_taken_is_never_torn_away(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Mapping.open(segment, writable=True, forked=False)
+    place = made.address, made.length
+    whole = reservation._filled
+    anonymous = linux.MAP_PRIVATE | linux.MAP_ANONYMOUS
+
+    def taken_before(address: int, length: int, protection: int) -> bool:
+        linux.map_memory(address, length, linux.PROT_READ, anonymous | linux.MAP_FIXED)
+        return whole(address, length, protection)
+
+    def act() -> int:
+        nonlocal made
+        del made
+        return not whole(*place, linux.PROT_READ)  # it is there yet
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reservation, "_filled", taken_before)
+        with _child(act):
+            pass
+    made.close()
+
+
+def test_nobody_forks_between_the_opening_and_the_closing_of_the_descriptor(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free() -> bool:
+        """Whether another thread could fork now."""
+        found: list[bool] = []
+
+        def look() -> None:
+            found.append(mapping._no_fork.acquire(blocking=False))
+            if found[0]:
+                mapping._no_fork.release()
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        looker.join()
+        return found[0]
+
+    seen: list[bool] = []
+    descriptors: list[int] = []
+    opened, closed = open_segment, os.close
+
+    def open_and_look(segment: Segment, writable: bool) -> int:
+        seen.append(free())
+        descriptors.append(opened(segment, writable))
+        return descriptors[0]
+
+    def look_and_close(fd: int) -> None:
+        if fd in descriptors:
+            seen.append(free())
+        closed(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mapping, "open_segment", open_and_look)
+        patched.setattr(os, "close", look_and_close)
+        made = Mapping.open(segment, writable=True, forked=False)
+    assert seen == [False, False]
+    assert free()
+    made.close()
+
+
+def test_a_fork_holds_the_lock_of_those_that_open_and_gives_it_back() -> None:
+    script = """
+import os
+seen = []
+os.register_at_fork(before=lambda: seen.append(mapping._no_fork._is_owned()))  # after ours
+from hugepool_common import mapping
+child = os.fork()
+if child == 0:
+    os._exit(mapping._no_fork._is_owned())
+assert os.waitpid(child, 0)[1] == 0
+assert seen == [True] and not mapping._no_fork._is_owned()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of the thread that holds it
+def test_a_fork_does_not_wait_for_ever_for_those_that_open(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, at_it = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with mapping._no_fork:
+            at_it.set()
+            go_on.wait()
+
+    def act() -> int:
+        Mapping.open(segment, writable=True, forked=False).close()
+        return 1
+
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    at_it.wait()
+    try:
+        with _child(act):
+            pass
+    finally:
+        go_on.set()
+        holder.join()
+    assert len(told) == 1  # it did not have what it was to give back

@@ -23,13 +23,14 @@ from hugepool_common.errors import (
     SegmentChangedError,
 )
 from hugepool_common.spec import ArraySpec, Segment
-from hugepool_server import events
+from hugepool_server import events, makers
 from hugepool_server.backends import select
 from hugepool_server.config import Config
-from hugepool_server.makers import UNLINK_BYTES, Makers, Origin
+from hugepool_server.makers import MAKER_THREADS, UNLINK_BYTES, Makers, Origin
 from hugepool_server.manifests import Manifests, boot_id
 from hugepool_server.reclaim import SegmentDirectories
 from hugepool_server.records import ArrayRecord, Identity
+from hugepool_server.sealing import check_sealed
 from support.host import Mounts, settles
 
 ME = Identity(os.geteuid(), os.getegid(), os.getpid())
@@ -229,6 +230,111 @@ def test_a_seal_does_not_keep_the_coordinator_from_stopping(workshop: Workshop) 
         assert mode_of(segment) == 0o600
     finally:
         os.close(writer)
+
+
+def test_seals_that_wait_for_writers_keep_no_other_waiting(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(makers, "WRITER_PATIENCE_NS", 3600 * 10**9)
+    spec = spec_of("x")
+    kept = [workshop.make(spec) for _ in range(2 * MAKER_THREADS)]
+    free = workshop.make(spec)
+    writers = [os.open(segment.path, os.O_RDWR) for segment in kept]
+    try:
+        for segment in kept:
+            workshop.makers.seal(events.SealSegment(segment.segment_id, segment, spec))
+        sealed = workshop.seal(free, spec)
+        assert isinstance(sealed, events.SegmentSealed)
+        assert sealed.token == 77
+        assert {mode_of(segment) for segment in kept} <= {0o600, 0o400}  # each is tried at times
+    finally:
+        for writer in writers:
+            os.close(writer)
+    told = [workshop.outcome() for _ in kept]
+    assert {type(one) for one in told} == {events.SegmentSealed}
+    assert {one.token for one in told} == {segment.segment_id for segment in kept}
+    assert {mode_of(segment) for segment in kept} == {0o400}
+
+
+def test_a_seal_is_refused_when_its_writer_has_not_let_go_in_time(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("x")
+    segment = workshop.make(spec)
+    tried: list[int] = []
+    whole = select.seal_segment
+
+    def tried_and_out_of_time(segment: Segment, file_mode: int) -> None:
+        tried.append(len(tried))
+        if len(tried) == 3:
+            monkeypatch.setattr(makers, "WRITER_PATIENCE_NS", 0)
+        whole(segment, file_mode)
+
+    monkeypatch.setattr(makers, "WRITER_PATIENCE_NS", 3600 * 10**9)
+    monkeypatch.setattr(select, "seal_segment", tried_and_out_of_time)
+    written = np.memmap(segment.path, np.float64, "r+", shape=(1000,))
+    refused = workshop.seal(segment, spec)
+    error = refused.error.to_error()
+    assert isinstance(error, ArrayBusyError)
+    assert error.had == f"pid {os.getpid()}"
+    assert "forked" in str(error)
+    assert len(tried) == 3
+    assert mode_of(segment) == 0o600
+    del written
+    assert isinstance(workshop.seal(segment, spec), events.SegmentSealed)
+
+
+def test_large_seals_keep_no_small_one_waiting(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(makers, "SMALL_BYTES", 8192)
+    small, large = spec_of("small"), spec_of("large", 8192)
+    go_on = threading.Event()
+
+    def read_for_long(segment: Segment, spec: ArraySpec, **options: Any) -> str:
+        if spec.name == "large":
+            go_on.wait()
+        return check_sealed(segment, spec, **options)
+
+    monkeypatch.setattr(makers, "check_sealed", read_for_long)
+    try:
+        for _ in range(MAKER_THREADS):
+            workshop.makers.seal(events.SealSegment(1, workshop.make(large), large))
+        sealed = workshop.seal(workshop.make(small), small)
+        assert isinstance(sealed, events.SegmentSealed)
+        assert sealed.token == 77
+    finally:
+        go_on.set()
+    told = [workshop.outcome() for _ in range(MAKER_THREADS)]
+    assert [(type(one), one.token) for one in told] == [(events.SegmentSealed, 1)] * MAKER_THREADS
+
+
+def test_a_seal_that_nobody_can_try_again_is_refused(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("x")
+    segment = workshop.make(spec)
+    whole = select.seal_segment
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def sealed_without_threads(segment: Segment, file_mode: int) -> None:
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        whole(segment, file_mode)
+
+    writer = os.open(segment.path, os.O_RDWR)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(select, "seal_segment", sealed_without_threads)
+            outcome = workshop.seal(segment, spec)
+        monkeypatch.undo()
+        assert isinstance(outcome, events.SealRefused)
+        assert isinstance(outcome.error.to_error(), NotEnoughMemoryError)
+        assert mode_of(segment) == 0o600
+    finally:
+        os.close(writer)
+    assert isinstance(workshop.seal(segment, spec), events.SegmentSealed)
 
 
 def test_a_publication_changes_name_and_generation_alone(workshop: Workshop) -> None:
