@@ -543,12 +543,10 @@ class Channel:
             pass  # waiting for the reply finds this out
 
     def _send_abandoned(self) -> None:
-        while (message := self._ledger.next_abandoned()) is not None:
-            try:
-                self._session.send(self._session.next_number(), message)
-            except LinkEnded:
-                return
-            self._ledger.sent_abandoned(message)
+        try:
+            self._succession.send_abandoned()
+        except LinkEnded:
+            pass  # waiting for the next reply finds this out
 
     def _wait(
         self,

@@ -60,6 +60,8 @@ class Ledger:
         self._repeated: set[int] = set()
         self._unwanted: set[int] = set()
         self._uncertain: set[str] = set()
+        self._posted: dict[int, Message] = {}
+        """What was abandoned, sent, and not answered yet: perhaps nobody was there to read it."""
 
     def begin(self, number: int, request: Message) -> Message:
         """Expect a reply; the request as it is to be sent."""
@@ -124,6 +126,8 @@ class Ledger:
         elif number in self._unwanted:
             self._unwanted.discard(number)
             self._give_back(message)
+        else:
+            self._posted.pop(number, None)
 
     def _give_back(self, granted: Reply) -> None:
         if isinstance(granted, ArrayCreated):
@@ -148,10 +152,13 @@ class Ledger:
                     self.abandoned.appendleft(Detach(first.held.lease))
         return None
 
-    def sent_abandoned(self, message: Message) -> None:
+    def sent_abandoned(self, number: int, message: Message) -> None:
         """It was sent; perhaps by a signal's handler too, which came just after it was."""
-        if self.abandoned and self.abandoned[0] is message:
-            self.abandoned.popleft()
+        with Uninterrupted():
+            if self.abandoned and self.abandoned[0] is message:
+                self.abandoned.popleft()
+                if reunion.settled_by_end(message) is None:
+                    self._posted[number] = message
 
     # Between two coordinators -------------------------------------------------
 
@@ -163,7 +170,13 @@ class Ledger:
                 self.abandoned.append(first)
 
     def settle_abandoned(self) -> None:
-        """Before leases are told to the next coordinator: what nobody holds is not among them."""
+        """Before leases are told to the next coordinator: what nobody holds is not among them.
+
+        What was sent and not answered is abandoned anew, before all else: it was perhaps never
+        read. What was done nevertheless is not found a second time.
+        """
+        self.abandoned.extendleft(reversed(self._posted.values()))
+        self._posted.clear()
         for _ in range(len(self.abandoned)):
             first = self.abandoned.popleft()
             if isinstance(first, Claim):

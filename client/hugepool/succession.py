@@ -122,6 +122,7 @@ class Succession:
                 self._session.take_up(listener, self._ledger.holdings)
                 if self._session.welcome.instance != instance:
                     self._ledger.forget_segments()
+                self.send_abandoned()  # first, for the same names may be asked for again
                 for number, request in self._ledger.ask_again():
                     self._session.send(number, request)
             except LeaseExpiredError:
@@ -136,6 +137,19 @@ class Succession:
             self._ledger.begin_anew()
             self.count += 1
         return True
+
+    def send_abandoned(self) -> None:
+        """Send what was abandoned to the coordinator of the moment.
+
+        Raises
+        ------
+        LinkEnded
+            It is known to have ended.
+        """
+        while (message := self._ledger.next_abandoned()) is not None:
+            number = self._session.next_number()
+            self._session.send(number, message)
+            self._ledger.sent_abandoned(number, message)
 
 
 def too_late(address: str) -> RequestTimeoutError:

@@ -21,6 +21,7 @@ from hugepool_common.messages import (
     CreateArray,
     CreateProgress,
     Destroy,
+    Destroyed,
     Detach,
     DropSegment,
     Failed,
@@ -39,6 +40,9 @@ from support.messages import SPEC, info
 
 NOTHING = Listed((), more=False)
 
+POSTED = 100
+"""The number of the first thing that :func:`sent` sends."""
+
 
 def held(ledger: Ledger) -> list[Held]:
     return [held for page in ledger.holdings.pages() for held in page.leases]
@@ -46,10 +50,10 @@ def held(ledger: Ledger) -> list[Held]:
 
 def sent(ledger: Ledger) -> list[Message]:
     """What the next request takes along."""
-    messages = []
+    messages: list[Message] = []
     while (message := ledger.next_abandoned()) is not None:
         messages.append(message)
-        ledger.sent_abandoned(message)
+        ledger.sent_abandoned(POSTED + len(messages), message)
     return messages
 
 
@@ -180,6 +184,18 @@ def test_a_handle_that_was_forgotten_gives_its_lease_back_once() -> None:
     assert held(ledger) == []
 
 
+def test_what_was_abandoned_and_not_answered_is_told_to_the_next_coordinator() -> None:
+    """It was sent to one whose end nobody had noticed yet."""
+    ledger = Ledger()
+    ledger.abandoned.extend([Destroy("x", 1), Destroy("y", 2), Detach(3), Destroy("z", 4)])
+    assert len(sent(ledger)) == 4
+    ledger.note(POSTED + 1, Destroyed())
+    ledger.abandoned.append(Destroy("later", 5))
+    for _ in range(2):  # it may end again before the session goes on
+        ledger.settle_abandoned()
+    assert sent(ledger) == [Destroy("y", 2), Destroy("z", 4), Destroy("later", 5)]
+
+
 def test_what_the_last_coordinator_wanted_is_void() -> None:
     ledger = Ledger()
     part = RunPart(1, 0, 1, "gather", "auto", (), 0, 10)
@@ -277,13 +293,13 @@ def test_what_a_signal_s_handler_has_sent_too_takes_nothing_else_along() -> None
     message = ledger.next_abandoned()
     assert message is not None
     assert sent(ledger) == [Detach(1)]
-    ledger.sent_abandoned(message)
+    ledger.sent_abandoned(1, message)
     ledger.abandoned.append(Detach(1))
     message = ledger.next_abandoned()
     assert message is not None
     assert sent(ledger) == [Detach(1)]
     ledger.abandoned.append(Detach(2))
-    ledger.sent_abandoned(message)
+    ledger.sent_abandoned(2, message)
     assert sent(ledger) == [Detach(2)]
 
 
