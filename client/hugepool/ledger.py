@@ -202,6 +202,9 @@ class Ledger:
     def begin_anew(self) -> None:
         """The next coordinator goes on: what the last one wanted and promised is void."""
         self.stopping = False
-        self._unwanted &= self._requests.keys()  # those that were asked again
+        # Only those that were asked again. In place: another thread may disown one just now.
+        self._unwanted.difference_update(
+            [number for number in list(self._unwanted) if number not in self._requests]
+        )
         self.notices = deque(notice for notice in self.notices if isinstance(notice, DropSegment))
         self.workers_changes += 1

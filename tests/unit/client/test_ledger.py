@@ -247,6 +247,17 @@ def test_another_coordinator_is_not_told_to_destroy_by_the_numbers_of_the_last_o
     assert sent(ledger) == [Destroy("out-7"), Detach(4)]
 
 
+def test_a_number_that_another_thread_disowns_at_a_reunion_stays_disowned() -> None:
+    ledger = Ledger()
+    disowned = ledger._unwanted
+    ledger.begin(1, Attach("x"))
+    ledger.disown(1)
+    ledger.disown(2)
+    ledger.begin_anew()
+    assert disowned is ledger._unwanted, "else what is added to it meanwhile is lost"
+    assert disowned == {1}
+
+
 # While others do something ------------------------------------------------------
 
 
