@@ -12,6 +12,7 @@ import numpy as np
 
 from hugepool import notebook
 from hugepool.channel import Channel
+from hugepool.holdings import Doomed
 from hugepool.lease import Lease
 from hugepool.timings import JobTimings
 from hugepool_common.errors import (
@@ -193,10 +194,14 @@ class SharedObject:
         """How *this process* maps the segment: proved when it was attached."""
         return self._pages
 
+    @property
+    def doomed(self) -> Doomed:
+        """How this very object is destroyed, whatever has its name or its number by then."""
+        return Doomed(Destroy(self.name, self._info.segment.segment_id), self._lease.claim)
+
     def destroy_with_handle(self) -> None:
         """Have the name removed when this handle is detached or forgotten."""
-        destroy = Destroy(self.name, self._info.segment.segment_id)
-        self._destroyer = weakref.finalize(self, self._channel.post_later, destroy)
+        self._destroyer = weakref.finalize(self, self._channel.post_later, self.doomed)
         self._destroyer.atexit = False  # the session's end does it
 
     def prove(self) -> PageReport:
@@ -232,7 +237,7 @@ class SharedObject:
             self._map(False)
         try:
             self._info = self._channel.request(
-                Seal(self.name, self._info.segment.segment_id), Sealed
+                Seal(self.name, self._info.segment.segment_id), Sealed, of=self._lease.claim
             ).array
         except (CoordinatorUnreachableError, RequestTimeoutError):
             raise
@@ -262,8 +267,8 @@ class SharedObject:
                 remedy="call seal() first",
             )
         self.check_known()
-        segment_id = self._info.segment.segment_id
-        self._info = self._channel.request(Publish(name, self.name, segment_id), Published).array
+        publish = Publish(name, self.name, self._info.segment.segment_id)
+        self._info = self._channel.request(publish, Published, of=self._lease.claim).array
         if self._destroyer is not None:  # it was to go with this handle
             self._destroyer.detach()
             self._destroyer = None

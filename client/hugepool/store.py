@@ -14,6 +14,7 @@ from hugepool.archive import Archive
 from hugepool.arguments import dtype_code, extents_of, rows_range
 from hugepool.array import SharedArray, SharedObject
 from hugepool.channel import Channel
+from hugepool.holdings import Doomed
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
@@ -377,27 +378,29 @@ class ArrayStore:
         Only these very objects, under the names that they were made under: whatever came
         in their place, or was published meanwhile, is not touched.
         """
-        self._discard([Destroy(one.name, one.info.segment.segment_id) for one in made])
+        self._discard([one.doomed for one in made])
 
-    def _discard(self, made: Sequence[Destroy]) -> None:
+    def _discard(self, made: Sequence[Doomed]) -> None:
         left = list(made)
         try:
-            for destroy in made:
+            for doomed in made:
                 if self._channel.silent:
                     break
                 try:
-                    self._channel.request(destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S)
+                    self._channel.request(
+                        doomed.destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S, of=doomed.claim
+                    )
                 except (CoordinatorUnreachableError, RequestTimeoutError):
                     break
                 except ArrayBusyError:
                     continue  # its seal, or a job, is under way
                 except HugepoolError:
                     pass  # it went with its coordinator, or has another name by now
-                left.remove(destroy)
+                left.remove(doomed)
         finally:
             # The coordinator that answers next, this one or another, has them: tell it then.
-            for destroy in left:
-                self._channel.post_later(destroy)
+            for doomed in left:
+                self._channel.post_later(doomed)
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
@@ -452,6 +455,8 @@ class ArrayStore:
                 if request.temporary:  # it may have been made, and nobody else has its name
                     self._channel.post_later(Destroy(spec.name))
                 raise
+        # Now, for a handle that cannot be made gives the lease back.
+        claim = self._channel.claim(created.lease)
         try:
             length = created.array.segment.length
             if told_bytes < length:  # notices are few, and a small array has none
@@ -459,7 +464,8 @@ class ArrayStore:
             return kind(self._channel, created.lease, created.array, writable=True, session=self)
         except BaseException:
             # Nobody would ever fill it.
-            self._discard([Destroy(spec.name, created.array.segment.segment_id)])
+            destroy = Destroy(spec.name, created.array.segment.segment_id)
+            self._discard([Doomed(destroy, claim)])
             raise
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:

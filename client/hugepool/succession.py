@@ -48,6 +48,7 @@ class Succession:
         self._ledger = ledger
         self._patience_s = patience_s
         self._absence: Absence | None = None
+        self._era = ledger.holdings.era
 
     def follow(
         self, deadline: float | None, watch: Sequence[int] = (), *, silent: bool = False
@@ -118,10 +119,10 @@ class Succession:
         with Uninterrupted():
             try:
                 self._ledger.settle_abandoned()
-                instance = self._session.welcome.instance
                 self._session.take_up(listener, self._ledger.holdings)
-                if self._session.welcome.instance != instance:
+                if self._ledger.holdings.era != self._era:  # also since one that ended half-way
                     self._ledger.forget_segments()
+                    self._era = self._ledger.holdings.era
                 self.send_abandoned()  # first, for the same names may be asked for again
                 for number, request in self._ledger.ask_again():
                     self._session.send(number, request)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hugepool.holdings import Claim
+from hugepool.holdings import Claim, Doomed
 from hugepool.ledger import Ledger
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
@@ -23,12 +23,16 @@ from hugepool_common.messages import (
     Destroy,
     Destroyed,
     Detach,
+    Detached,
     DropSegment,
     Failed,
     Held,
     List,
     Listed,
     Message,
+    Operand,
+    Publish,
+    PublishAll,
     RunPart,
     Seal,
     Sealed,
@@ -245,6 +249,76 @@ def test_another_coordinator_is_not_told_to_destroy_by_the_numbers_of_the_last_o
     ledger.abandoned.extend([Destroy("x", 3), Destroy("out-7"), Detach(4)])
     ledger.forget_segments()
     assert sent(ledger) == [Destroy("out-7"), Detach(4)]
+
+
+def test_another_coordinator_is_not_asked_by_the_numbers_of_the_last_one() -> None:
+    operand = Operand("x", "x", segment_id=3)
+    done = [Destroy("x", 3), Detach(4)]
+    lost = [
+        *(Attach("x", segment_id=3), Seal("x", 3), Publish("y", "x", 3)),
+        PublishAll(("x", "y"), (3, 4)),
+    ]
+    job = SubmitJob("gather", (operand,), (0, 10))
+    again = [Destroy("x"), Attach("x"), Seal("x"), Stats()]
+    ledger = Ledger()
+    requests: list[Message] = [*done, *lost, job, *again]
+    for number, request in enumerate(requests):
+        ledger.begin(number, request)
+    ledger.holdings.lose_all()
+    ledger.forget_segments()
+    assert [request for _, request in ledger.ask_again()] == again
+    replies = [ledger.reply(number) for number in range(len(requests))]
+    assert replies[:2] == [Destroyed(), Detached()]
+    codes = [reply.code for reply in replies if isinstance(reply, Failed)]
+    assert codes == [ErrorCode.ARRAY_LOST] * 4 + [ErrorCode.JOB_INTERRUPTED]
+    assert replies[-4:] == [None] * 4
+
+
+def test_what_is_asked_by_the_numbers_of_another_era_is_answered_and_not_sent() -> None:
+    ledger = Ledger()
+    era = ledger.holdings.era
+    ledger.begin(1, Destroy("x", 3))
+    assert not ledger.answer_former(1, era)
+    ledger.holdings.lose_all()
+    assert ledger.answer_former(1, era)
+    assert ledger.reply(1) == Destroyed()
+    job = SubmitJob("gather", (Operand("x", "x", segment_id=3),), (0, 10))
+    ledger.begin(2, job)  # it had nobody to be sent to
+    assert ledger.answer_former(2, era)
+    ledger.begin(3, CreateArray(SPEC))
+    assert not ledger.answer_former(3, era)
+    assert ledger.reply(3) is None
+
+
+def test_what_a_handle_of_another_era_is_to_take_along_is_not_destroyed() -> None:
+    ledger = Ledger()
+    for lease in (1, 2):
+        ledger.begin(lease, Attach("x"))
+        ledger.note(lease, Attached(lease, info(3)))
+        ledger.forget(lease)
+    former = [ledger.holdings.claim(1), ledger.holdings.claim(2)]
+    ledger.abandoned.append(Doomed(Destroy("x", 3), former[0]))
+    assert sent(ledger) == [Destroy("x", 3)]
+    ledger.holdings.let_go(former[1])  # detached, and still to be destroyed
+    ledger.abandoned.append(Doomed(Destroy("y", 3), former[0]))
+    ledger.settle_abandoned()
+    ledger.holdings.lose_all()
+    ledger.forget_segments()
+    ledger.abandoned.extend(Doomed(Destroy("x", 3), claim) for claim in former)
+    assert sent(ledger) == []
+
+
+def test_what_was_granted_in_another_era_is_not_given_back() -> None:
+    """Ctrl-C, after a thread's reply came and another thread found another coordinator."""
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.begin(1, CreateArray(SPEC))
+        ledger.note(1, ArrayCreated(5, info(3)))
+        ledger.holdings.lose_all()
+        ledger.forget_segments()
+        ledger.disown(1)
+        ledger.forget(1)
+    assert sent(ledger) == []
 
 
 def test_a_number_that_another_thread_disowns_at_a_reunion_stays_disowned() -> None:
