@@ -588,8 +588,12 @@ class Channel:
             try:
                 self._take_in_one(deadline)
             except LinkEnded:
-                settled = reunion.settled_by_end(ledger.request(correlation))
+                request = ledger.request(correlation)
+                settled = reunion.settled_by_end(request)
                 if settled is not None:
+                    if isinstance(request, Detach):
+                        # The next coordinator keeps what we had until it is told what we have.
+                        self._follow_if_there()
                     return settled
                 self._follow(deadline)
 
@@ -618,6 +622,13 @@ class Channel:
             self._succession.follow(deadline, (*watch, self._place.wake_fd), silent=bool(watch))
         finally:
             self._place.was_woken()
+            self._place.tell()
+
+    def _follow_if_there(self) -> None:
+        """Go on with the next coordinator if that takes no waiting for it."""
+        try:
+            self._succession.follow_if_there()
+        finally:
             self._place.tell()
 
     def _second_answer(self, request: Message, answer: Reply) -> Reply:

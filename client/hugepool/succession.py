@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from hugepool.interrupts import Uninterrupted
 from hugepool.ledger import Ledger
@@ -16,6 +16,7 @@ from hugepool.reunion import Absence
 from hugepool.session import Session
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
+    HugepoolError,
     LeaseExpiredError,
     RequestTimeoutError,
 )
@@ -99,6 +100,18 @@ class Succession:
                 if watcher.poll(_PROBE_MS):
                     return
         self._absence = None
+
+    def follow_if_there(self) -> None:
+        """Go on with the coordinator that follows the one that ended, if it is there already.
+
+        Else, and whatever keeps us from it, the next request does it, and is told.
+        """
+        self._hear_out()
+        self._session.leave()
+        if self._session.welcome.durable:
+            with suppress(HugepoolError):
+                if self._taken_up():
+                    self._absence = None
 
     def _hear_out(self) -> None:
         """Take in what the coordinator said before it ended."""
