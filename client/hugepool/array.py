@@ -194,14 +194,9 @@ class SharedObject:
         """How *this process* maps the segment: proved when it was attached."""
         return self._pages
 
-    @property
-    def doomed(self) -> Doomed:
-        """How this very object is destroyed, whatever has its name or its number by then."""
-        return Doomed(Destroy(self.name, self._info.segment.segment_id), self._lease.claim)
-
     def destroy_with_handle(self) -> None:
         """Have the name removed when this handle is detached or forgotten."""
-        self._destroyer = weakref.finalize(self, self._channel.post_later, self.doomed)
+        self._destroyer = weakref.finalize(self, self._channel.post_later, doomed(self))
         self._destroyer.atexit = False  # the session's end does it
 
     def prove(self) -> PageReport:
@@ -428,6 +423,11 @@ class SharedObject:
 def called(value: object) -> str:
     """How an operand is called in an error."""
     return value.name if isinstance(value, SharedObject) else type(value).__name__
+
+
+def doomed(made: SharedObject) -> Doomed:
+    """How this very object is destroyed, whatever has its name or its number by then."""
+    return Doomed(Destroy(made.name, made._info.segment.segment_id), made._lease.claim)
 
 
 class SharedArray(SharedObject):

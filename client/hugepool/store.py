@@ -12,7 +12,7 @@ import numpy as np
 from hugepool import formats
 from hugepool.archive import Archive
 from hugepool.arguments import dtype_code, extents_of, rows_range
-from hugepool.array import SharedArray, SharedObject
+from hugepool.array import SharedArray, SharedObject, doomed
 from hugepool.channel import Channel
 from hugepool.holdings import Doomed
 from hugepool.matrix import CsrSource, SharedMatrix
@@ -378,17 +378,17 @@ class ArrayStore:
         Only these very objects, under the names that they were made under: whatever came
         in their place, or was published meanwhile, is not touched.
         """
-        self._discard([one.doomed for one in made])
+        self._discard([doomed(one) for one in made])
 
     def _discard(self, made: Sequence[Doomed]) -> None:
         left = list(made)
         try:
-            for doomed in made:
+            for one in made:
                 if self._channel.silent:
                     break
                 try:
                     self._channel.request(
-                        doomed.destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S, of=doomed.claim
+                        one.destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S, of=one.claim
                     )
                 except (CoordinatorUnreachableError, RequestTimeoutError):
                     break
@@ -396,11 +396,11 @@ class ArrayStore:
                     continue  # its seal, or a job, is under way
                 except HugepoolError:
                     pass  # it went with its coordinator, or has another name by now
-                left.remove(doomed)
+                left.remove(one)
         finally:
             # The coordinator that answers next, this one or another, has them: tell it then.
-            for doomed in left:
-                self._channel.post_later(doomed)
+            for one in left:
+                self._channel.post_later(one)
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
