@@ -12,6 +12,7 @@ import numpy as np
 
 from hugepool import notebook
 from hugepool.channel import Channel
+from hugepool.holdings import Doomed
 from hugepool.lease import Lease
 from hugepool.timings import JobTimings
 from hugepool_common.errors import (
@@ -198,8 +199,7 @@ class SharedObject:
 
     def destroy_with_handle(self) -> None:
         """Have the name removed when this handle is detached or forgotten."""
-        destroy = Destroy(self.name, self._info.segment.segment_id)
-        self._destroyer = weakref.finalize(self, self._channel.post_later, destroy)
+        self._destroyer = weakref.finalize(self, self._channel.post_later, doomed(self))
         self._destroyer.atexit = False  # the session's end does it
 
     def prove(self) -> PageReport:
@@ -235,7 +235,7 @@ class SharedObject:
             self._map(False)
         try:
             self._info = self._channel.request(
-                Seal(self.name, self._info.segment.segment_id), Sealed
+                Seal(self.name, self._info.segment.segment_id), Sealed, of=self._lease.claim
             ).array
         except (CoordinatorUnreachableError, RequestTimeoutError):
             raise
@@ -265,8 +265,8 @@ class SharedObject:
                 remedy="call seal() first",
             )
         self.check_known()
-        segment_id = self._info.segment.segment_id
-        self._info = self._channel.request(Publish(name, self.name, segment_id), Published).array
+        publish = Publish(name, self.name, self._info.segment.segment_id)
+        self._info = self._channel.request(publish, Published, of=self._lease.claim).array
         if self._destroyer is not None:  # it was to go with this handle
             self._destroyer.detach()
             self._destroyer = None
@@ -426,6 +426,11 @@ class SharedObject:
 def called(value: object) -> str:
     """How an operand is called in an error."""
     return value.name if isinstance(value, SharedObject) else type(value).__name__
+
+
+def doomed(made: SharedObject) -> Doomed:
+    """How this very object is destroyed, whatever has its name or its number by then."""
+    return Doomed(Destroy(made.name, made._info.segment.segment_id), made._lease.claim)
 
 
 class SharedArray(SharedObject):

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from hugepool import reunion
 from hugepool.calls import Call, Present
-from hugepool.holdings import Claim
+from hugepool.holdings import Claim, Doomed
 from hugepool.interrupts import Uninterrupted
 from hugepool.ledger import Ledger
 from hugepool.link import LinkEnded
@@ -186,6 +186,7 @@ class Channel:
         *,
         timeout_s: float | None = None,
         on_notice: Callable[[Message], None] | None = None,
+        of: Claim | None = None,
     ) -> _R:
         """Send a request and wait for its reply.
 
@@ -199,6 +200,8 @@ class Channel:
             Seconds to wait; None waits as long as the coordinator lives, or may come back.
         on_notice
             Called with each notice that belongs to this request.
+        of
+            On what the request names by its number, which may mean something else by now.
 
         Raises
         ------
@@ -208,6 +211,8 @@ class Channel:
             The coordinator ended, and none came in its place.
         JobInterruptedError
             One did, and the request was a job.
+        ArrayLostError
+            Another coordinator has taken the place of the one that gave the numbers named.
         LeaseExpiredError
             The session was one over TCP, and is over.
         RequestTimeoutError
@@ -227,13 +232,14 @@ class Channel:
             self._check_open()
             if call is not None:
                 call.check()
+            era = self._ledger.holdings.era if of is None else of.era
             correlation = self._session.next_number()
             try:
                 self._send_abandoned()
                 if isinstance(message, (CreateArray, SubmitJob)):
                     # What was never sent cannot have been done: it must not be asked again.
                     self._meet(deadline, nested, call)
-                self._submit(correlation, message)
+                self._submit(correlation, message, era)
                 answer = self._wait(correlation, deadline, on_notice, nested, call)
                 if self._ledger.was_repeated(correlation):
                     answer = self._second_answer(message, answer)
@@ -308,7 +314,7 @@ class Channel:
     def release(self, claim: Claim) -> None:
         """Give a lease back; one that is lost has nobody to be given back to."""
         if self._ledger.holdings.let_go(claim):
-            self.request(Detach(claim.held.lease), Detached)
+            self.request(Detach(claim.held.lease), Detached, of=claim)
 
     def release_later(self, claim: Claim) -> None:
         """Give a lease back with the next request, as :meth:`post_later`."""
@@ -348,7 +354,7 @@ class Channel:
             finally:  # Ctrl-C, just as it began
                 place.leave(nested)
 
-    def post_later(self, message: Message) -> None:
+    def post_later(self, message: Message | Doomed) -> None:
         """Send a message, whose reply nobody waits for, with the next request.
 
         For garbage collection, which may run inside any call of this very
@@ -534,21 +540,24 @@ class Channel:
         if deadline is not None and time.monotonic() > deadline:
             raise too_late(self.address)
 
-    def _submit(self, correlation: int, message: Message) -> None:
-        """Send a request that is to be answered, now or after a reunion."""
+    def _submit(self, correlation: int, message: Message, era: int | None = None) -> None:
+        """Send a request that is to be answered, now or after a reunion.
+
+        What names something by the number that it had in another era is answered here.
+        """
         message = self._ledger.begin(correlation, message)
+        if era is not None and self._ledger.answer_former(correlation, era):
+            return
         try:
             self._session.send(correlation, message)
         except LinkEnded:
             pass  # waiting for the reply finds this out
 
     def _send_abandoned(self) -> None:
-        while (message := self._ledger.next_abandoned()) is not None:
-            try:
-                self._session.send(self._session.next_number(), message)
-            except LinkEnded:
-                return
-            self._ledger.sent_abandoned(message)
+        try:
+            self._succession.send_abandoned()
+        except LinkEnded:
+            pass  # waiting for the next reply finds this out
 
     def _wait(
         self,
@@ -579,8 +588,12 @@ class Channel:
             try:
                 self._take_in_one(deadline)
             except LinkEnded:
-                settled = reunion.settled_by_end(ledger.request(correlation))
+                request = ledger.request(correlation)
+                settled = reunion.settled_by_end(request)
                 if settled is not None:
+                    if isinstance(request, Detach):
+                        # The next coordinator keeps what we had until it is told what we have.
+                        self._follow_if_there()
                     return settled
                 self._follow(deadline)
 
@@ -609,6 +622,13 @@ class Channel:
             self._succession.follow(deadline, (*watch, self._place.wake_fd), silent=bool(watch))
         finally:
             self._place.was_woken()
+            self._place.tell()
+
+    def _follow_if_there(self) -> None:
+        """Go on with the next coordinator if that takes no waiting for it."""
+        try:
+            self._succession.follow_if_there()
+        finally:
             self._place.tell()
 
     def _second_answer(self, request: Message, answer: Reply) -> Reply:

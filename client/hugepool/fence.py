@@ -10,6 +10,7 @@ A fence that was passed stays so, whatever arrives later: what had been refused 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ class Fence:
         self._lease_ns = 0
         self._until_ns = 0
         self._over = False
+        self._confirming = threading.RLock()
 
     def __repr__(self) -> str:
         if not self._lease_ns:
@@ -83,8 +85,9 @@ class Fence:
     def confirm(self, sent_ns: int) -> None:
         """The coordinator answered what was sent at `sent_ns`, and keeps the session on."""
         until_ns = sent_ns + self._lease_ns - self._lease_ns // MARGIN
-        if not self.over and until_ns > self._until_ns:
-            self._until_ns = until_ns
+        with self._confirming:  # or an older one could overwrite what a newer one just set
+            if not self.over and until_ns > self._until_ns:
+                self._until_ns = until_ns
 
     def end(self) -> None:
         """The coordinator said that the session is over."""

@@ -11,6 +11,7 @@ from hugepool_common.messages import (
     ArrayCreated,
     Attach,
     Attached,
+    Destroy,
     Held,
     Message,
     Resume,
@@ -32,6 +33,16 @@ class Claim:
     held: Held
     lost: bool = False
     """Whether the coordinator of the moment has nothing that this could be a lease on."""
+    era: int = -1
+    """That of :class:`Holdings` when it was granted; -1 for none that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What is to be destroyed, as long as its number still means what the claim was granted on."""
+
+    destroy: Destroy
+    claim: Claim
 
 
 class Holdings:
@@ -39,9 +50,16 @@ class Holdings:
 
     Handles do so in any thread, while another one is at the session's books: each look at the
     claims is one step, and what is found in it may be gone in the next.
+
+    Attributes
+    ----------
+    era
+        Grows when a coordinator that has nothing to do with the one before takes its place:
+        numbers of segments mean something in their own era alone.
     """
 
     def __init__(self) -> None:
+        self.era = 0
         self._claims: dict[int, Claim] = {}
 
     def note(self, request: Message, reply: Message) -> None:
@@ -57,7 +75,7 @@ class Holdings:
                     claim.held = replace(claim.held, readonly=True, rows=None)
 
     def _hold(self, held: Held) -> None:
-        self._claims[held.lease] = Claim(held)
+        self._claims[held.lease] = Claim(held, era=self.era)
 
     def claim(self, lease: int) -> Claim:
         """What stands behind a lease that was just granted."""
@@ -78,6 +96,7 @@ class Holdings:
 
     def lose_all(self) -> None:
         """Another coordinator has taken the place of ours: its numbers mean other things."""
+        self.era += 1
         for claim in list(self._claims.values()):
             self._lose(claim)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 from hugepool.channel import Channel
+from hugepool.holdings import Claim
 from hugepool_common.errors import CoordinatorUnreachableError, DetachedError
 
 
@@ -25,6 +26,11 @@ class Lease:
         self._claim = channel.claim(number)
         self._finalizer = weakref.finalize(self, channel.release_later, self._claim)
         self._finalizer.atexit = False  # the session's end gives everything back
+
+    @property
+    def claim(self) -> Claim:
+        """What stands behind it."""
+        return self._claim
 
     @property
     def held(self) -> bool:

@@ -10,7 +10,7 @@ from collections import deque
 from msgspec.structs import replace
 
 from hugepool import reunion
-from hugepool.holdings import Claim, Holdings
+from hugepool.holdings import Claim, Doomed, Holdings
 from hugepool.interrupts import Uninterrupted
 from hugepool_common.messages import (
     ArrayCreated,
@@ -40,8 +40,8 @@ class Ledger:
     notices
         Those of no request, oldest first.
     abandoned
-        Messages to be sent with the next request, and claims to be given back with it;
-        garbage collection adds some at any time.
+        Messages to be sent with the next request, claims to be given back with it, and what is
+        to be destroyed then; garbage collection adds some at any time.
     stopping
         Whether the coordinator of the moment said that it ends.
     workers_changes
@@ -51,7 +51,7 @@ class Ledger:
     def __init__(self) -> None:
         self.holdings = Holdings()
         self.notices: deque[Notice] = deque()
-        self.abandoned: deque[Message | Claim] = deque()
+        self.abandoned: deque[Message | Claim | Doomed] = deque()
         self.stopping = False
         self.workers_changes = 0
         self._requests: dict[int, Message] = {}
@@ -60,6 +60,10 @@ class Ledger:
         self._repeated: set[int] = set()
         self._unwanted: set[int] = set()
         self._uncertain: set[str] = set()
+        self._former: set[int] = set()
+        """Requests that were answered by numbers which mean other things now."""
+        self._posted: dict[int, Message] = {}
+        """What was abandoned, sent, and not answered yet: perhaps nobody was there to read it."""
 
     def begin(self, number: int, request: Message) -> Message:
         """Expect a reply; the request as it is to be sent."""
@@ -67,6 +71,15 @@ class Ledger:
             request = replace(request, again=True)
         self._requests[number] = request
         return request
+
+    def answer_former(self, number: int, era: int) -> bool:
+        """Whether a request is answered, for naming something by its number of another era."""
+        if era == self.holdings.era:
+            return False
+        answer = reunion.answered_by_new_numbers(self._requests[number])
+        if answer is not None:
+            self._replies[number] = answer
+        return answer is not None
 
     def reply(self, number: int) -> Reply | None:
         """The reply to a request, if it has come. It stays until the request is forgotten."""
@@ -106,7 +119,9 @@ class Ledger:
                 self._uncertain.add(request.spec.name)
         if answer is not None and number in self._unwanted:
             self._unwanted.discard(number)
-            self._give_back(answer)
+            if number not in self._former:
+                self._give_back(answer)
+        self._former.discard(number)
 
     def note(self, number: int, message: FromCoordinator) -> None:
         """Take in a message that came."""
@@ -124,6 +139,8 @@ class Ledger:
         elif number in self._unwanted:
             self._unwanted.discard(number)
             self._give_back(message)
+        else:
+            self._posted.pop(number, None)
 
     def _give_back(self, granted: Reply) -> None:
         if isinstance(granted, ArrayCreated):
@@ -141,34 +158,53 @@ class Ledger:
         with Uninterrupted():  # a lease that is not put back would be given back by nobody
             while self.abandoned:
                 first = self.abandoned[0]
-                if not isinstance(first, Claim):
+                if isinstance(first, Message):
                     return first
                 self.abandoned.popleft()
-                if self.holdings.let_go(first):
+                if isinstance(first, Doomed):
+                    if first.claim.era == self.holdings.era:
+                        self.abandoned.appendleft(first.destroy)
+                elif self.holdings.let_go(first):
                     self.abandoned.appendleft(Detach(first.held.lease))
         return None
 
-    def sent_abandoned(self, message: Message) -> None:
+    def sent_abandoned(self, number: int, message: Message) -> None:
         """It was sent; perhaps by a signal's handler too, which came just after it was."""
-        if self.abandoned and self.abandoned[0] is message:
-            self.abandoned.popleft()
+        with Uninterrupted():
+            if self.abandoned and self.abandoned[0] is message:
+                self.abandoned.popleft()
+                if reunion.settled_by_end(message) is None:
+                    self._posted[number] = message
 
     # Between two coordinators -------------------------------------------------
 
     def forget_segments(self) -> None:
         """Another coordinator has taken the place of ours: its numbers mean other arrays."""
+        for number, request in self._requests.items():
+            if number in self._replies:
+                self._former.add(number)
+                continue
+            answer = reunion.refused_by_end(request) or reunion.answered_by_new_numbers(request)
+            if answer is not None:
+                self._replies[number] = answer
         for _ in range(len(self.abandoned)):  # in place, for more may be added meanwhile
             first = self.abandoned.popleft()
             if not (isinstance(first, Destroy) and first.segment_id):
                 self.abandoned.append(first)
 
     def settle_abandoned(self) -> None:
-        """Before leases are told to the next coordinator: what nobody holds is not among them."""
+        """Before leases are told to the next coordinator: what nobody holds is not among them.
+
+        What was sent and not answered is abandoned anew, before all else: it was perhaps never
+        read. What was done nevertheless is not found a second time.
+        """
+        self.abandoned.extendleft(reversed(self._posted.values()))
+        self._posted.clear()
         for _ in range(len(self.abandoned)):
             first = self.abandoned.popleft()
             if isinstance(first, Claim):
                 self.holdings.let_go(first)
-            elif reunion.settled_by_end(first) is None:
+            elif isinstance(first, Doomed) or reunion.settled_by_end(first) is None:
                 self.abandoned.append(first)
 
     def ask_again(self) -> list[tuple[int, Message]]:
@@ -189,6 +225,9 @@ class Ledger:
     def begin_anew(self) -> None:
         """The next coordinator goes on: what the last one wanted and promised is void."""
         self.stopping = False
-        self._unwanted &= self._requests.keys()  # those that were asked again
+        # Only those that were asked again. In place: another thread may disown one just now.
+        self._unwanted.difference_update(
+            [number for number in list(self._unwanted) if number not in self._requests]
+        )
         self.notices = deque(notice for notice in self.notices if isinstance(notice, DropSegment))
         self.workers_changes += 1

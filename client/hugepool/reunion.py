@@ -6,8 +6,9 @@ import time
 
 from msgspec.structs import replace
 
-from hugepool_common.errors import ErrorCode, JobInterruptedError
+from hugepool_common.errors import ArrayLostError, ErrorCode, JobInterruptedError
 from hugepool_common.messages import (
+    Attach,
     Cancel,
     Cancelled,
     CreateArray,
@@ -19,7 +20,10 @@ from hugepool_common.messages import (
     Goodbye,
     GoodbyeSaid,
     Message,
+    Publish,
+    PublishAll,
     Reply,
+    Seal,
     Shutdown,
     ShuttingDown,
     SubmitJob,
@@ -76,6 +80,39 @@ def refused_by_end(request: Message) -> Reply | None:
             "the coordinator was restarted while the job ran",
             where=request.kernel,
             remedy="submit it again; what it writes may be partly written",
+        )
+    )
+
+
+def answered_by_new_numbers(request: Message) -> Reply | None:
+    """The reply to a request that names a segment by a number of a coordinator that is no more.
+
+    One that has nothing to do with it has taken its place, and calls another segment so.
+    """
+    match request:
+        case Destroy() if request.segment_id:
+            return Destroyed()
+        case Detach():
+            return Detached()
+        case Attach() | Seal() if request.segment_id:
+            return _lost(request.name)
+        case Publish() if request.segment_id:
+            return _lost(request.source)
+        case PublishAll() if request.names:
+            return _lost(request.names[0])
+        case SubmitJob():
+            for operand in request.operands:
+                if operand.segment_id:
+                    return _lost(operand.name)
+    return None
+
+
+def _lost(name: str) -> Reply:
+    return Failed.from_error(
+        ArrayLostError(
+            f"{name!r} was lost: another coordinator has taken the place of the one that had it",
+            where=name,
+            remedy="what is attached can still be read: put a copy under a name",
         )
     )
 

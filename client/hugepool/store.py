@@ -12,8 +12,9 @@ import numpy as np
 from hugepool import formats
 from hugepool.archive import Archive
 from hugepool.arguments import dtype_code, extents_of, rows_range
-from hugepool.array import SharedArray, SharedObject
+from hugepool.array import SharedArray, SharedObject, doomed
 from hugepool.channel import Channel
+from hugepool.holdings import Doomed
 from hugepool.matrix import CsrSource, SharedMatrix
 from hugepool.plan_record import PlanSegment
 from hugepool.progress import Waiting
@@ -379,27 +380,29 @@ class ArrayStore:
         Only these very objects, under the names that they were made under: whatever came
         in their place, or was published meanwhile, is not touched.
         """
-        self._discard([Destroy(one.name, one.info.segment.segment_id) for one in made])
+        self._discard([doomed(one) for one in made])
 
-    def _discard(self, made: Sequence[Destroy]) -> None:
+    def _discard(self, made: Sequence[Doomed]) -> None:
         left = list(made)
         try:
-            for destroy in made:
+            for one in made:
                 if self._channel.silent:
                     break
                 try:
-                    self._channel.request(destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S)
+                    self._channel.request(
+                        one.destroy, Destroyed, timeout_s=DISCARD_TIMEOUT_S, of=one.claim
+                    )
                 except (CoordinatorUnreachableError, RequestTimeoutError):
                     break
                 except ArrayBusyError:
                     continue  # its seal, or a job, is under way
                 except HugepoolError:
                     pass  # it went with its coordinator, or has another name by now
-                left.remove(destroy)
+                left.remove(one)
         finally:
             # The coordinator that answers next, this one or another, has them: tell it then.
-            for destroy in left:
-                self._channel.post_later(destroy)
+            for one in left:
+                self._channel.post_later(one)
 
     def destroy(self, name: str) -> None:
         """Remove a name. Who maps the array keeps reading; its pages go with the last mapping.
@@ -456,6 +459,8 @@ class ArrayStore:
                 if request.temporary:  # it may have been made, and nobody else has its name
                     self._channel.post_later(Destroy(spec.name))
                 raise
+        # Now, for a handle that cannot be made gives the lease back.
+        claim = self._channel.claim(created.lease)
         try:
             length = created.array.segment.length
             if told_bytes < length:  # notices are few, and a small array has none
@@ -470,7 +475,8 @@ class ArrayStore:
             )
         except BaseException:
             # Nobody would ever fill it.
-            self._discard([Destroy(spec.name, created.array.segment.segment_id)])
+            destroy = Destroy(spec.name, created.array.segment.segment_id)
+            self._discard([Doomed(destroy, claim)])
             raise
 
     def _put_matrix(self, name: str, source: CsrSource, seal: bool, policy: Policy) -> SharedMatrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from hugepool.interrupts import Uninterrupted
 from hugepool.ledger import Ledger
@@ -16,6 +16,7 @@ from hugepool.reunion import Absence
 from hugepool.session import Session
 from hugepool_common.errors import (
     CoordinatorUnreachableError,
+    HugepoolError,
     LeaseExpiredError,
     RequestTimeoutError,
 )
@@ -48,6 +49,7 @@ class Succession:
         self._ledger = ledger
         self._patience_s = patience_s
         self._absence: Absence | None = None
+        self._era = ledger.holdings.era
 
     def follow(
         self, deadline: float | None, watch: Sequence[int] = (), *, silent: bool = False
@@ -99,6 +101,18 @@ class Succession:
                     return
         self._absence = None
 
+    def follow_if_there(self) -> None:
+        """Go on with the coordinator that follows the one that ended, if it is there already.
+
+        Else, and whatever keeps us from it, the next request does it, and is told.
+        """
+        self._hear_out()
+        self._session.leave()
+        if self._session.welcome.durable:
+            with suppress(HugepoolError):
+                if self._taken_up():
+                    self._absence = None
+
     def _hear_out(self) -> None:
         """Take in what the coordinator said before it ended."""
         try:
@@ -118,10 +132,11 @@ class Succession:
         with Uninterrupted():
             try:
                 self._ledger.settle_abandoned()
-                instance = self._session.welcome.instance
                 self._session.take_up(listener, self._ledger.holdings)
-                if self._session.welcome.instance != instance:
+                if self._ledger.holdings.era != self._era:  # also since one that ended half-way
                     self._ledger.forget_segments()
+                    self._era = self._ledger.holdings.era
+                self.send_abandoned()  # first, for the same names may be asked for again
                 for number, request in self._ledger.ask_again():
                     self._session.send(number, request)
             except LeaseExpiredError:
@@ -136,6 +151,19 @@ class Succession:
             self._ledger.begin_anew()
             self.count += 1
         return True
+
+    def send_abandoned(self) -> None:
+        """Send what was abandoned to the coordinator of the moment.
+
+        Raises
+        ------
+        LinkEnded
+            It is known to have ended.
+        """
+        while (message := self._ledger.next_abandoned()) is not None:
+            number = self._session.next_number()
+            self._session.send(number, message)
+            self._ledger.sent_abandoned(number, message)
 
 
 def too_late(address: str) -> RequestTimeoutError:

@@ -676,6 +676,15 @@ MECHANISMS = (
             f"{SYSTEM}/test_restart.py::test_a_job_is_interrupted_and_can_be_submitted_again",
         ),
         (
+            "numbers of a coordinator that is no more destroy nothing of another",
+            f"{CLIENT}/ledger.py",
+            "                    if first.claim.era == self.holdings.era:",
+            "                    if True:",
+            f"{SYSTEM}/test_restart.py"
+            "::test_numbers_of_a_coordinator_that_is_no_more_destroy_nothing_of_another"
+            "[with its handle]",
+        ),
+        (
             "a fault of the coordinator leaves everything to the next one",
             f"{SERVER}/daemon.py",
             "        self._keep = config.durable\n",

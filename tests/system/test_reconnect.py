@@ -244,6 +244,23 @@ def test_nothing_is_waited_for_to_give_back_what_is_held(
         assert other.describe("x").array.readers == 0
 
 
+def test_what_is_given_back_after_a_restart_is_so_without_a_further_request(
+    service: Service,
+) -> None:
+    """Its client may have noticed nothing of the restart, and compute for hours from here on."""
+    service.start()
+    with hugepool.connect(service.address) as pool, hugepool.connect(service.address) as other:
+        with other.publish("x", np.arange(1000.0)) as first:
+            path = first.info.segment.path
+            held = pool.attach("x")
+        other.publish("x", np.arange(1000.0)).detach()
+        service.restart()
+        assert names(other) == ["x"]
+        assert os.path.exists(path)
+        held.detach()
+        assert settles(lambda: not os.path.exists(path))
+
+
 def test_another_user_s_coordinator_is_not_taken_for_ours(service: Service) -> None:
     require("unprivileged", os.geteuid() == 0, "needs root to become another user")
     service.start()

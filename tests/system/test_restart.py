@@ -491,6 +491,56 @@ def test_nobody_comes_back_to_a_runtime_directory_that_was_removed(
         assert os.listdir(place) == [], "swept by whoever starts next"
 
 
+FORMER = """
+import os, sys, numpy as np, hugepool
+from hugepool.link import LinkEnded
+from hugepool.session import Session
+
+take_up = Session.take_up
+
+def cut_off(self, *words):
+    Session.take_up = take_up
+    take_up(self, *words)
+    raise LinkEnded
+
+pool = hugepool.connect()
+x = pool.put("x", np.arange(10.0))
+print(x.info.segment.segment_id, flush=True)
+for line in sys.stdin:
+    exec(line)
+    print([info.spec.name for info in pool.list()], flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "pool.list(); pool.discard(x)",
+        "pool.list(); x.destroy_with_handle(); x.detach()",
+        "x.destroy_with_handle(); x.detach(); Session.take_up = cut_off",
+    ],
+    ids=["discarded", "with its handle", "before a takeover that is cut off"],
+)
+def test_numbers_of_a_coordinator_that_is_no_more_destroy_nothing_of_another(
+    service: Service, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its runtime directory was lost, and so the next one counts anew."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        monkeypatch.setenv("HUGEPOOL_MOUNT", place)
+        service.start()
+        former = service.python(FORMER)
+        number = int(said(former))
+        service.kill()
+        shutil.rmtree(service.directory)
+        service.start()
+        with hugepool.connect(service.address) as pool:
+            x = pool.put("x", np.arange(1000.0))
+            assert x.info.segment.segment_id == number
+            assert tell(former, how) == "['x']"
+            assert pool.attach("x").array[999] == 999
+        service.close()
+
+
 @pytest.mark.parametrize("harm", ["another boot", "no record"])
 def test_after_a_reboot_the_start_is_clean(service: Service, harm: str) -> None:
     service.start()

@@ -74,6 +74,19 @@ def test_it_stays_over_a_restart_while_its_client_lives(service: Service) -> Non
         assert settles(lambda: names(pool) == [])
 
 
+def test_what_was_forgotten_before_a_restart_goes_with_the_next_request(service: Service) -> None:
+    """It is sent to a coordinator whose end nobody has noticed yet, and so once more."""
+    service.start()
+    with hugepool.connect(service.address) as pool:
+        shared = pool.put("t", np.arange(1000.0), temporary=True)
+        shared.destroy_with_handle()
+        path = shared.info.segment.path
+        del shared
+        service.restart()
+        assert names(pool) == []
+        assert settles(lambda: not os.path.exists(path))
+
+
 def test_a_reader_keeps_what_a_killed_client_left(service: Service) -> None:
     service.start()
     client = service.python(TEMPORARY)

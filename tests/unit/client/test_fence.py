@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from hugepool.fence import Fence
@@ -71,6 +73,27 @@ def test_what_is_confirmed_out_of_order_takes_nothing_back(clock: Clock, fence: 
     fence.confirm(early_ns)
     clock.now_ns = late_ns + SAFE_NS - 1
     fence.check()
+
+
+def test_an_older_confirmation_overwrites_no_newer_one_of_another_thread(
+    clock: Clock, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_ns = fence._until_ns
+    early_ns, late_ns = clock.now_ns + 1, clock.now_ns + 2_000_000_000
+    other = threading.Thread(target=fence.confirm, args=(late_ns,))
+
+    def confirmed(fence: Fence, value_ns: int) -> None:
+        """Just before the older one is noted, the newer one comes; it may have to wait."""
+        nonlocal until_ns
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.5)
+        until_ns = value_ns
+
+    monkeypatch.setattr(Fence, "_until_ns", property(lambda _: until_ns, confirmed), raising=False)
+    fence.confirm(early_ns)
+    other.join()
+    assert until_ns == late_ns + SAFE_NS
 
 
 @pytest.mark.parametrize("looked", [True, False], ids=["somebody was refused", "nobody looked"])

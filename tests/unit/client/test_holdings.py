@@ -85,6 +85,21 @@ def test_a_stranger_is_told_nothing_and_gives_the_same_numbers() -> None:
     assert [held.lease for held in told(holdings)] == [1]
 
 
+def test_what_was_granted_before_a_stranger_came_is_of_another_era() -> None:
+    """Also what was given back before: its handle may still have its number."""
+    holdings = Holdings()
+    for lease in (1, 2):
+        holdings.note(Attach("x"), Attached(lease, info(7)))
+    claims = [holdings.claim(1), holdings.claim(2)]
+    holdings.let_go(claims[0])
+    assert [claim.era for claim in claims] == [holdings.era] * 2
+    holdings.lose([7])
+    assert claims[1].era == holdings.era, "lost, and yet no other has its number"
+    holdings.lose_all()
+    assert holdings.era not in [claim.era for claim in claims]
+    assert holdings.claim(3).era != holdings.era
+
+
 def test_a_lease_that_nobody_knows_is_lost() -> None:
     assert Holdings().claim(3).lost
 

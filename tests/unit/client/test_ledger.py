@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hugepool.holdings import Claim
+from hugepool.holdings import Claim, Doomed
 from hugepool.ledger import Ledger
 from hugepool_common.errors import ErrorCode
 from hugepool_common.messages import (
@@ -21,13 +21,18 @@ from hugepool_common.messages import (
     CreateArray,
     CreateProgress,
     Destroy,
+    Destroyed,
     Detach,
+    Detached,
     DropSegment,
     Failed,
     Held,
     List,
     Listed,
     Message,
+    Operand,
+    Publish,
+    PublishAll,
     RunPart,
     Seal,
     Sealed,
@@ -39,6 +44,9 @@ from support.messages import SPEC, info
 
 NOTHING = Listed((), more=False)
 
+POSTED = 100
+"""The number of the first thing that :func:`sent` sends."""
+
 
 def held(ledger: Ledger) -> list[Held]:
     return [held for page in ledger.holdings.pages() for held in page.leases]
@@ -46,10 +54,10 @@ def held(ledger: Ledger) -> list[Held]:
 
 def sent(ledger: Ledger) -> list[Message]:
     """What the next request takes along."""
-    messages = []
+    messages: list[Message] = []
     while (message := ledger.next_abandoned()) is not None:
         messages.append(message)
-        ledger.sent_abandoned(message)
+        ledger.sent_abandoned(POSTED + len(messages), message)
     return messages
 
 
@@ -180,6 +188,18 @@ def test_a_handle_that_was_forgotten_gives_its_lease_back_once() -> None:
     assert held(ledger) == []
 
 
+def test_what_was_abandoned_and_not_answered_is_told_to_the_next_coordinator() -> None:
+    """It was sent to one whose end nobody had noticed yet."""
+    ledger = Ledger()
+    ledger.abandoned.extend([Destroy("x", 1), Destroy("y", 2), Detach(3), Destroy("z", 4)])
+    assert len(sent(ledger)) == 4
+    ledger.note(POSTED + 1, Destroyed())
+    ledger.abandoned.append(Destroy("later", 5))
+    for _ in range(2):  # it may end again before the session goes on
+        ledger.settle_abandoned()
+    assert sent(ledger) == [Destroy("y", 2), Destroy("z", 4), Destroy("later", 5)]
+
+
 def test_what_the_last_coordinator_wanted_is_void() -> None:
     ledger = Ledger()
     part = RunPart(1, 0, 1, "gather", "auto", (), 0, 10)
@@ -231,6 +251,87 @@ def test_another_coordinator_is_not_told_to_destroy_by_the_numbers_of_the_last_o
     assert sent(ledger) == [Destroy("out-7"), Detach(4)]
 
 
+def test_another_coordinator_is_not_asked_by_the_numbers_of_the_last_one() -> None:
+    operand = Operand("x", "x", segment_id=3)
+    done = [Destroy("x", 3), Detach(4)]
+    lost = [
+        *(Attach("x", segment_id=3), Seal("x", 3), Publish("y", "x", 3)),
+        PublishAll(("x", "y"), (3, 4)),
+    ]
+    job = SubmitJob("gather", (operand,), (0, 10))
+    again = [Destroy("x"), Attach("x"), Seal("x"), Stats()]
+    ledger = Ledger()
+    requests: list[Message] = [*done, *lost, job, *again]
+    for number, request in enumerate(requests):
+        ledger.begin(number, request)
+    ledger.holdings.lose_all()
+    ledger.forget_segments()
+    assert [request for _, request in ledger.ask_again()] == again
+    replies = [ledger.reply(number) for number in range(len(requests))]
+    assert replies[:2] == [Destroyed(), Detached()]
+    codes = [reply.code for reply in replies if isinstance(reply, Failed)]
+    assert codes == [ErrorCode.ARRAY_LOST] * 4 + [ErrorCode.JOB_INTERRUPTED]
+    assert replies[-4:] == [None] * 4
+
+
+def test_what_is_asked_by_the_numbers_of_another_era_is_answered_and_not_sent() -> None:
+    ledger = Ledger()
+    era = ledger.holdings.era
+    ledger.begin(1, Destroy("x", 3))
+    assert not ledger.answer_former(1, era)
+    ledger.holdings.lose_all()
+    assert ledger.answer_former(1, era)
+    assert ledger.reply(1) == Destroyed()
+    job = SubmitJob("gather", (Operand("x", "x", segment_id=3),), (0, 10))
+    ledger.begin(2, job)  # it had nobody to be sent to
+    assert ledger.answer_former(2, era)
+    ledger.begin(3, CreateArray(SPEC))
+    assert not ledger.answer_former(3, era)
+    assert ledger.reply(3) is None
+
+
+def test_what_a_handle_of_another_era_is_to_take_along_is_not_destroyed() -> None:
+    ledger = Ledger()
+    for lease in (1, 2):
+        ledger.begin(lease, Attach("x"))
+        ledger.note(lease, Attached(lease, info(3)))
+        ledger.forget(lease)
+    former = [ledger.holdings.claim(1), ledger.holdings.claim(2)]
+    ledger.abandoned.append(Doomed(Destroy("x", 3), former[0]))
+    assert sent(ledger) == [Destroy("x", 3)]
+    ledger.holdings.let_go(former[1])  # detached, and still to be destroyed
+    ledger.abandoned.append(Doomed(Destroy("y", 3), former[0]))
+    ledger.settle_abandoned()
+    ledger.holdings.lose_all()
+    ledger.forget_segments()
+    ledger.abandoned.extend(Doomed(Destroy("x", 3), claim) for claim in former)
+    assert sent(ledger) == []
+
+
+def test_what_was_granted_in_another_era_is_not_given_back() -> None:
+    """Ctrl-C, after a thread's reply came and another thread found another coordinator."""
+    ledger = Ledger()
+    for _ in range(2):
+        ledger.begin(1, CreateArray(SPEC))
+        ledger.note(1, ArrayCreated(5, info(3)))
+        ledger.holdings.lose_all()
+        ledger.forget_segments()
+        ledger.disown(1)
+        ledger.forget(1)
+    assert sent(ledger) == []
+
+
+def test_a_number_that_another_thread_disowns_at_a_reunion_stays_disowned() -> None:
+    ledger = Ledger()
+    disowned = ledger._unwanted
+    ledger.begin(1, Attach("x"))
+    ledger.disown(1)
+    ledger.disown(2)
+    ledger.begin_anew()
+    assert disowned is ledger._unwanted, "else what is added to it meanwhile is lost"
+    assert disowned == {1}
+
+
 # While others do something ------------------------------------------------------
 
 
@@ -277,13 +378,13 @@ def test_what_a_signal_s_handler_has_sent_too_takes_nothing_else_along() -> None
     message = ledger.next_abandoned()
     assert message is not None
     assert sent(ledger) == [Detach(1)]
-    ledger.sent_abandoned(message)
+    ledger.sent_abandoned(1, message)
     ledger.abandoned.append(Detach(1))
     message = ledger.next_abandoned()
     assert message is not None
     assert sent(ledger) == [Detach(1)]
     ledger.abandoned.append(Detach(2))
-    ledger.sent_abandoned(message)
+    ledger.sent_abandoned(2, message)
     assert sent(ledger) == [Detach(2)]
 
 
