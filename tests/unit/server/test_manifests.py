@@ -549,6 +549,20 @@ def test_what_cannot_be_looked_at_is_no_reason_to_go_on(
 # Epochs -------------------------------------------------------------------------
 
 
+def test_a_directory_that_takes_no_file_is_told_as_that(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there a moment ago: the kernel says of a new file in /proc that it is not found."""
+
+    def nowhere(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(manifests, "replace_file", nowhere)
+    with pytest.raises(NotPermittedError, match="no file can be made") as caught:
+        begin_epoch(run, BOOT, lambda: STORE)
+    assert caught.value.where == run and paths.RUNTIME_VARIABLE in caught.value.remedy
+
+
 def test_every_start_has_an_epoch_of_its_own(run: str) -> None:
     first = begin_epoch(run, BOOT, lambda: STORE)
     assert first == CoordinatorRecord(1, STORE, (), BOOT)
