@@ -1290,7 +1290,8 @@ def test_a_second_signal_does_not_wait(bench: Bench) -> None:
 def test_who_may_shut_down(bench: Bench, uid: int, allowed: bool) -> None:
     client = bench.client(uid=uid)
     if not allowed:
-        client.refused(Shutdown(), ErrorCode.NOT_PERMITTED)
+        refused = client.refused(Shutdown(), ErrorCode.NOT_PERMITTED)
+        assert refused.needed == f"uid {COORDINATOR_UID} or 0"
         assert bench.stops == 0
         return
     client.ask(CreateArray(array_spec("y")))
