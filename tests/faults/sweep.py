@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
+import itertools
 import json
 import random
 import signal
@@ -36,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.operations import HUGE_COUNT, OPERATIONS, Held, Operation, Scene, State
 from support.faultpoints import KILL, faults_of
 from support.nursery import Child, Nursery
-from support.tracing import Call, Tracer, have_strace
+from support.tracing import POOL, Call, Tracer, have_strace
 from support.world import Client, StartRefused, TooSlow, World, eventually
 
 QUIET_S = 0.03
@@ -50,7 +52,13 @@ UNKNOWN = {"CoordinatorUnreachableError", "RequestTimeoutError"}
 """Errors that do not say whether the operation happened."""
 
 ATTEMPTS = 3
-"""Threads race: a call that a run did not reach is tried again."""
+"""A call that a run did not reach is tried again, and longer waited for."""
+
+MEMORY = frozenset({"mmap", "munmap", "mprotect", "madvise"})
+"""Of these many are the allocator's."""
+
+RACES = 12
+"""So often where chance says which thread makes a call, or the how many-th of its name it is."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class Sweep:
         self._warm: tuple[str, str] | None = None
         self._trace = world.place / "trace"
         self._descriptors = 0
+        self._primed = False
         self._quiet_s = QUIET_S
         self._room = world.room()
         self.outcomes: Counter[tuple[str, str, str, str, str]] = Counter()
@@ -133,6 +142,8 @@ class Sweep:
 
         So the coordinator's threads were made in the same order as when it was learned.
         """
+        if not self._primed:
+            self._prime()
         if self._warm not in (None, (operation.name, backing)):
             self._restarted()
         scene = Scene(self._world, *self._processes(), backing)
@@ -179,6 +190,7 @@ class Sweep:
         self._world.kill_coordinator()
         self._world.wipe()
         self._warm = None
+        self._primed = False
 
     def _clear(self, patience_s: float = SOON_S) -> None:
         """Destroy everything and let go; nothing is left, in the coordinator that lives."""
@@ -225,13 +237,17 @@ class Sweep:
     def _note_descriptors(self) -> None:
         self._descriptors = max(self._descriptors, self._world.descriptors())
 
-    def prime(self) -> None:
-        """Have a segment directory on every mount: each costs a descriptor from then on."""
+    def _prime(self) -> None:
+        """Have a segment directory on every mount: each costs every start its calls from then on,
+        and a descriptor. A point is only tried with what it was learned with.
+        """
         actor, _ = self._processes()
         for backing in sorted({one for operation in OPERATIONS for one in operation.backings}):
             actor.ask("create", name="first", count=HUGE_COUNT, backing=backing)
             actor.ask("destroy", name="first")
         self._clear()
+        self._restarted()
+        self._primed = True
 
     def points(self, operation: Operation, backing: str) -> list[Point]:
         """Every fault of every call, KILL first."""
@@ -490,15 +506,15 @@ class Sweep:
     def try_point(self, point: Point, *, restart: bool = True, recovery: str = "") -> str:
         """Try a fault, some times if need be, and note what came of it."""
         outcome = ""
-        for attempt in range(ATTEMPTS):
-            self._quiet_s = QUIET_S * 10**attempt
+        for attempt, place in enumerate(_places(point)):
+            self._quiet_s = QUIET_S * (10**attempt if attempt < ATTEMPTS else 10)
             try:
-                outcome = self.run(point, restart=restart, recovery=recovery)
+                outcome = self.run(place, restart=restart, recovery=recovery)
             except Broken as broken:
-                self._failed(point, recovery, str(broken))
+                self._failed(place, recovery, str(broken))
                 return "FAILED"
             except (AssertionError, TooSlow, StartRefused, OSError) as error:
-                self._failed(point, recovery, f"{type(error).__name__}: {error}")
+                self._failed(place, recovery, f"{type(error).__name__}: {error}")
                 return "FAILED"
             if outcome:
                 break
@@ -548,13 +564,34 @@ class Sweep:
         return [call for call in tracer.calls() if call.thread == 0]
 
 
+def _places(point: Point) -> Iterator[Point]:
+    """Where the call may be, most likely place first.
+
+    Which thread of a pool does what is chance, and when a thread needs more memory. libzmq wakes
+    its threads by writes of its own: whether by one or by two of them is chance too.
+    """
+    if point.thread == POOL or point.thread < 0 or point.call in MEMORY:
+        yield from itertools.repeat(point, RACES)
+        return
+    yield from itertools.repeat(point, ATTEMPTS)
+    if point.call == "write" and point.fault != KILL:
+        for distance in range(1, 1 + RACES // 2):
+            for when in (point.when + distance, point.when - distance):
+                if when > 0:
+                    yield dataclasses.replace(point, when=when)
+
+
 def _hit_elsewhere(point: Point, tracer: Tracer) -> bool:
-    """Whether an error went to libzmq's own descriptors, which can have none: threads race."""
-    own = ("anon_inode", "socket:", "pipe:")
-    return point.fault != KILL and any(
-        "(INJECTED)" in line and any(kind in line.split(",")[0] for kind in own)
-        for line in tracer.lines()
-    )
+    """Whether an error went to libzmq's own descriptors and was meant for another: threads race."""
+    if point.fault == KILL or _is_queue(point.about):
+        return False
+    return any("(INJECTED)" in line and _is_queue(line) for line in tracer.lines())
+
+
+def _is_queue(line: str) -> bool:
+    """Whether the first argument of a call, as strace shows it, is no file."""
+    first = line.split(",")[0]
+    return any(kind in first for kind in ("anon_inode", "socket:", "pipe:"))
 
 
 def _without(state: State, owner: str) -> State:
@@ -666,7 +703,6 @@ def _sweep(chosen: argparse.Namespace, world: World, began: float) -> int:
     rng = random.Random(chosen.seed)
     learned: Counter[tuple[str, str]] = Counter()
     points: list[Point] = []
-    sweep.prime()
     for operation in OPERATIONS:
         wanted = chosen.only.split("/")[0] if chosen.only else None
         if wanted not in (None, operation.name):
